@@ -1,0 +1,1 @@
+"""Prune a PyTorch network to an exact resource budget by solving a discrete optimisation problem."""

@@ -1,0 +1,195 @@
+"""The oracle: the whole network, computed with masks.
+
+Every operator of the exported graph is executed twice, on values and on masks of the same shape. Operators that only
+move positions move the masks with PyTorch's own implementation, so nothing here depends on the labels of the graph
+extractor but the masks of the parameters. Operators that mix positions use kept entries only. What surgery returns
+must compute the same (identity 3).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
+from qcqp_prune.errors import UnsupportedOpError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
+from qcqp_prune.graph.inputs import ExampleInputs, as_call
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.graph.trace import canonical_names, eval_mode, export
+from qcqp_prune.graph.walk import is_pointwise, op_name
+
+Hook = Callable[[Node, Any], None]
+
+
+def masked(model: nn.Module, graph: ChannelGraph, masks: Masks) -> MaskedNetwork:
+    """The network with everything that the masks remove held at zero, at full size.
+
+    Args:
+        model: the module that was traced; it is not changed.
+        graph: its channel graph.
+        masks: which units are kept.
+
+    Returns:
+        A callable with the model's own arguments; inputs may be of any floating dtype, weights follow it.
+
+    Raises:
+        MaskMismatchError: graph and masks do not belong together.
+    """
+    return MaskedNetwork(model, graph, masks.flat(graph))
+
+
+class MaskedNetwork:
+    """Interprets the exported graph of a model with mask-aware operators; see ``masked``."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
+        self._model = model
+        self._canonical = canonical_names(model)
+        self._masks = {spec.name: tensor_mask(graph, spec, flat) for spec in graph.tensors}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = exported_module(export(self._model, (args, kwargs)))
+        leaves = self.run(module, (args, kwargs))
+        return pytree.tree_unflatten(leaves, module.graph._codegen.pytree_info.out_spec)  # type: ignore[attr-defined]
+
+    def run(self, module: GraphModule, call: ExampleInputs, hook: Hook | None = None) -> list[Any]:
+        """Interpret an exported module of this model.
+
+        Args:
+            module: from ``exported_module``.
+            call: ``(args, kwargs)``; floating inputs set the dtype of the computation.
+            hook: called with each node and its ``Value`` (or sequence of them).
+
+        Returns:
+            The leaves of the output.
+        """
+        inputs = iter(pytree.tree_leaves(as_call(call)))
+        dtype = _dtype(call)
+        env: dict[Node, Any] = {}
+        last_use = _last_uses(module)
+        with torch.no_grad():
+            for node in module.graph.nodes:
+                if node.op == "output":
+                    return [x.value if isinstance(x, Value) else x for x in _leaves(node.args, env)]
+                env[node] = self._evaluate(module, node, env, inputs, dtype)
+                if hook is not None:
+                    hook(node, env[node])
+                for done in last_use.get(node, ()):
+                    del env[done]
+        raise UnsupportedOpError("the exported graph has no output: trace a model that returns something")
+
+    def _evaluate(
+        self, module: GraphModule, node: Node, env: Mapping[Node, Any], inputs: Iterator[Any], dtype: torch.dtype | None
+    ) -> Any:
+        if node.op == "placeholder":
+            leaf = next(inputs)
+            return Value(leaf) if isinstance(leaf, Tensor) else leaf
+        if node.op == "get_attr":
+            return self._state(module, str(node.target), dtype)
+        return execute(node, env)
+
+    def _state(self, module: GraphModule, target: str, dtype: torch.dtype | None) -> Any:
+        tensor = _attribute(module, target)
+        if not isinstance(tensor, Tensor):
+            return tensor
+        mask = self._masks.get(self._canonical.get(target, ""))
+        tensor = tensor.detach()
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if mask is None:
+            return Value(tensor.clone())
+        mask = mask.to(tensor.device)
+        return Value(tensor.masked_fill(~mask, 0), mask)
+
+
+def exported_module(program: ExportedProgram) -> GraphModule:
+    """The program as a graph module with the model's own parameter paths, without input guards."""
+    guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
+    module = program.module(**guards)
+    assert isinstance(module, GraphModule)
+    return module
+
+
+def tensor_mask(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> Tensor | None:
+    """Which entries of a parameter or buffer are kept, in its shape; None where all are."""
+    if all(axis is None or flat[graph.axes[axis]].all() for axis in spec.axes):
+        return None
+    mask = torch.ones(spec.shape, dtype=torch.bool)
+    for dim, axis in enumerate(spec.axes):
+        if axis is None:
+            continue
+        kept = torch.from_numpy(flat[graph.axes[axis]])
+        if dim == 1 and spec.segments > 1:
+            local = kept.reshape(spec.segments, 1, -1)
+            rows = mask.reshape(spec.segments, -1, spec.shape[1], *spec.shape[2:])
+            mask = (rows & local.reshape(*local.shape, *[1] * (len(spec.shape) - 2))).reshape(spec.shape)
+        else:
+            mask = mask & kept.reshape([-1 if d == dim else 1 for d in range(len(spec.shape))])
+    return mask
+
+
+def execute(node: Node, env: Mapping[Node, Any]) -> Any:
+    """One operator on values and masks."""
+    args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
+    name = op_name(node)
+    rule = RULES.get(name) or (pointwise if is_pointwise(node) else None)
+    values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
+    if rule is not None and values:
+        return rule(node.target, args, kwargs)
+    if any(v.mask is not None for v in values):
+        raise UnsupportedOpError(
+            f"{name} has no mask-aware version, yet something that it reads is pruned: pass its layers in ignored_layers"
+        )
+    plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=_is_value)
+    out = node.target(*plain_args, **plain_kwargs)  # type: ignore[operator]
+    return pytree.tree_map_only(Tensor, Value, out)
+
+
+def model_outputs(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
+    """The leaves of a plain forward pass in eval mode, without gradients."""
+    args, kwargs = call
+    with eval_mode(model), torch.no_grad():
+        return pytree.tree_leaves(model(*args, **kwargs))
+
+
+def _is_value(x: Any) -> bool:
+    return isinstance(x, Value)
+
+
+def _plain(value: Value) -> Tensor:
+    return value.value
+
+
+def _dtype(call: Any) -> torch.dtype | None:
+    floats = [x.dtype for x in pytree.tree_leaves(call) if isinstance(x, Tensor) and x.is_floating_point()]
+    return floats[0] if floats else None
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def _leaves(args: Sequence[Any], env: Mapping[Node, Any]) -> list[Any]:
+    return [env[x] if isinstance(x, Node) else x for x in pytree.tree_leaves(args)]
+
+
+def _last_uses(module: GraphModule) -> dict[Node, list[Node]]:
+    """After which node each value is not needed any more; in-place operators keep their argument's storage alive."""
+    last: dict[Node, Node] = {}
+    for node in module.graph.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    done: dict[Node, list[Node]] = {}
+    for source, node in last.items():
+        if node.op != "output":
+            done.setdefault(node, []).append(source)
+    return done

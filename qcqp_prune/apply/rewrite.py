@@ -1,0 +1,254 @@
+"""The other realisation: the exported graph with every written shape replaced by the kept one.
+
+Needed where a ``forward`` has numbers written into it that no module attribute holds: ``x[:, :8]``, a functional pad
+of channels, ``x.view(-1, 512 * 7 * 7)``. The result is a ``torch.fx.GraphModule`` with the same parameter paths.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.apply.masked import MaskedNetwork, exported_module
+from qcqp_prune.apply.masked_ops import Value
+from qcqp_prune.errors import TraceError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.trace import export
+from qcqp_prune.graph.walk import op_name
+
+Kept = list[BoolArray]
+"""For each dimension of a tensor which positions are kept."""
+
+
+def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> GraphModule:
+    """A graph module that computes the smaller network.
+
+    Args:
+        model: the traced module, unchanged.
+        small: a copy after surgery; its parameters and its batch norm and dropout modules are taken over.
+        graph: the channel graph.
+        flat: ``(unit_count,) bool``.
+
+    Returns:
+        A graph module; its batch size is free where ``torch.export`` allows that.
+    """
+    module, call = _exported(model, graph)
+    kept: dict[Node, Any] = {}
+    MaskedNetwork(model, graph, flat).run(module, call, hook=lambda node, value: kept.setdefault(node, _kept(value)))
+    modules = dict(small.named_modules())
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and not _as_module(module, node, modules):
+            _patch(node, kept)
+    module.graph.lint()
+    result = _rooted(module, small)
+    result.train(model.training)
+    return result
+
+
+def _exported(model: nn.Module, graph: ChannelGraph) -> tuple[GraphModule, Any]:
+    """The exported module with a free batch size, or with the traced one where that cannot be."""
+    device = next(iter(model.parameters()), torch.zeros(0)).device
+    call = make_inputs(graph, device=device)
+    double = pytree.tree_map(lambda x: torch.cat([x, x]) if _has_batch(x, graph.batch) else x, call)
+    shapes = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if _has_batch(x, graph.batch) else None, call)
+    args, kwargs = shapes
+    try:
+        names = list(inspect.signature(model.forward).parameters)
+        spec = {**dict(zip(names, args, strict=False)), **kwargs}
+        return exported_module(export(model, double, dynamic_shapes=spec)), double
+    except TraceError:
+        return exported_module(export(model, call)), call
+
+
+def _has_batch(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_kept(v) for v in value]
+    if not isinstance(value, Value):
+        return None
+    shape = value.value.shape
+    if value.mask is None:
+        return [torch.ones(s, dtype=torch.bool).numpy() for s in shape]
+    other = [[k for k in range(len(shape)) if k != d] for d in range(len(shape))]
+    return [(value.mask.amax(dims) if dims else value.mask).cpu().numpy() for dims in other]
+
+
+def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module]) -> bool:
+    """Batch norm and dropout become their modules again, so that training mode works."""
+    kinds = {"aten::batch_norm": nn.modules.batchnorm._BatchNorm, "aten::dropout": nn.Dropout}
+    kind = kinds.get(op_name(node))
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    path = str(list(stack.values())[-1][0]).split("@")[0]
+    if kind is None or not isinstance(modules.get(path), kind):
+        return False
+    with module.graph.inserting_before(node):
+        call = module.graph.call_module(path, (node.args[0],))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    module.graph.erase_node(node)
+    return True
+
+
+def _rooted(module: GraphModule, small: nn.Module) -> GraphModule:
+    """The same graph over the parameters of the smaller network, constants of the export beside them."""
+    root = nn.Module()
+    for node in module.graph.find_nodes(op="call_module"):
+        _place(root, node.target, small.get_submodule(node.target))
+    for node in module.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            module.graph.erase_node(node)
+        else:
+            _place(root, node.target, _find(small, node.target, _find(module, node.target, None)))
+    return GraphModule(root, module.graph)
+
+
+def _find(module: nn.Module, path: str, default: Any) -> Any:
+    current: Any = module
+    for name in path.split("."):
+        if not hasattr(current, name):
+            return default
+        current = getattr(current, name)
+    return current
+
+
+def _place(root: nn.Module, path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    for name in parents:
+        if not hasattr(root, name):
+            root.add_module(name, nn.Module())
+        root = getattr(root, name)
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        root.register_buffer(leaf, value)
+    elif not hasattr(root, leaf):
+        setattr(root, leaf, value)
+
+
+def _patch(node: Node, kept: dict[Node, Any]) -> None:
+    """Replace the sizes written into one call by the kept ones."""
+    name = op_name(node).removeprefix("aten::")
+    out = kept.get(node)
+    if name in ("view", "reshape", "_unsafe_view", "expand", "_reshape_alias"):
+        _set(node, 1, _sizes(node.args[1], out))
+    elif name == "unflatten":
+        dim = int(node.args[1]) % (len(out) - len(node.args[2]) + 1)  # type: ignore[arg-type]
+        _set(node, 2, _sizes(node.args[2], out[dim:]))
+    elif name in ("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split"):
+        _patch_split(node, out)
+    elif name in ("slice", "narrow"):
+        _patch_slice(node, kept, name)
+    elif name in ("pad", "constant_pad_nd"):
+        _patch_pad(node, kept)
+    elif name == "layer_norm":
+        shape = node.args[1]
+        _set(node, 1, _sizes(shape, out[-len(shape) :]))  # type: ignore[arg-type]
+    elif name == "group_norm" and node.args[1] == len(out[1]):
+        _set(node, 1, int(out[1].sum()))
+    elif name.startswith("conv") and len(node.args) > 6:
+        _patch_groups(node, kept, name)
+
+
+def _sizes(written: Any, kept: Kept) -> list[Any]:
+    """Written sizes with those of pruned dimensions replaced; -1 and computed sizes stay."""
+    return [
+        int(k.sum()) if isinstance(size, int) and size != -1 and not k.all() else size
+        for size, k in zip(written, kept, strict=False)
+    ]
+
+
+def _set(node: Node, position: int, value: Any) -> None:
+    args = list(node.args)
+    args[position] = value
+    node.args = tuple(args)
+
+
+def _dim(node: Node, rank: int, position: int) -> int:
+    value = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
+    return int(value) % rank  # type: ignore[arg-type]
+
+
+def _patch_split(node: Node, out: list[Kept]) -> None:
+    dim = _dim(node, len(out[0]), 2)
+    if all(piece[dim].all() for piece in out):
+        return
+    sizes = [int(piece[dim].sum()) for piece in out]
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args, node.kwargs = (node.args[0], sizes, dim), {}
+
+
+def _patch_slice(node: Node, kept: dict[Node, Any], name: str) -> None:
+    source = kept[node.args[0]]  # type: ignore[index]
+    dim = _dim(node, len(source), 1)
+    along = source[dim]
+    if along.all():
+        return
+    start = node.args[2] if len(node.args) > 2 else None
+    first = 0 if start is None else int(start)  # type: ignore[arg-type]
+    if name == "narrow":
+        stop = first + int(node.args[3])  # type: ignore[arg-type]
+    else:
+        stop = len(along) if len(node.args) < 4 or node.args[3] is None else int(node.args[3])  # type: ignore[arg-type]
+    first, stop, _ = slice(first, stop).indices(len(along))
+    begin, length = int(along[:first].sum()), int(along[first:stop].sum())
+    node.args = (node.args[0], dim, begin, length if name == "narrow" else begin + length)
+
+
+def _patch_pad(node: Node, kept: dict[Node, Any]) -> None:
+    source, out = kept[node.args[0]], kept[node]  # type: ignore[index]
+    amounts = list(node.args[1])  # type: ignore[arg-type]
+    for k in range(len(amounts) // 2):
+        dim = len(source) - 1 - k
+        before, after = amounts[2 * k], amounts[2 * k + 1]
+        along = kept_after_joins(node, kept, dim)
+        if out[dim].all() and along.all():
+            continue
+        amounts[2 * k] = int(along[:before].sum()) if before > 0 else before
+        amounts[2 * k + 1] = int(along[len(along) - after :].sum()) if after > 0 else after
+    _set(node, 1, amounts)
+
+
+def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
+    """Which positions of padding survive: those that the tensors it is added to keep.
+
+    Padding itself is always kept by the masks; what it is joined with decides. It is followed through operators that
+    keep the layout until a join restricts it.
+    """
+    along: BoolArray = kept[node][dim]
+    seen, front = {node}, list(node.users)
+    while front:
+        user = front.pop()
+        after = kept.get(user)
+        if user in seen or not isinstance(after, list) or len(after) <= dim or isinstance(after[0], list):
+            continue
+        seen.add(user)
+        if after[dim].shape == along.shape and len(after) == len(kept[node]):
+            along = along & after[dim]
+            front += list(user.users) if math.prod(len(k) for k in after) else []
+    return along
+
+
+def _patch_groups(node: Node, kept: dict[Node, Any], name: str) -> None:
+    position = 7 if "transpose" in name else 6
+    if len(node.args) <= position:
+        return
+    groups = int(node.args[position])  # type: ignore[arg-type]
+    weight = kept[node.args[1]]  # type: ignore[index]
+    if groups == 1:
+        return
+    rows = weight[0].reshape(groups, -1)
+    remaining = int(rows.any(1).sum())
+    if remaining < groups:
+        args = list(node.args)
+        args[position] = remaining
+        node.args = tuple(args)
+
+

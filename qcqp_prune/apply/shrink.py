@@ -1,0 +1,105 @@
+"""From masks to a physically smaller network, verified before it is handed back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+from qcqp_prune.apply.rewrite import rewritten
+from qcqp_prune.apply.surgery import check_masks, copied, cut
+from qcqp_prune.apply.verify import TOLERANCE, Oracle, Verification, check_counts
+from qcqp_prune.errors import VerificationError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.program.problem import Resource, known_resources
+
+logger = logging.getLogger(__name__)
+
+Realisation = Literal["auto", "modules", "graph"]
+
+
+def shrink(
+    model: nn.Module,
+    graph: ChannelGraph,
+    masks: Masks,
+    *,
+    realisation: Realisation = "auto",
+    resources: Sequence[Resource] = (),
+) -> nn.Module:
+    """The smaller network that the masks describe, verified; the model itself is not changed.
+
+    See ``shrink_and_verify``, which also returns what was checked.
+    """
+    return shrink_and_verify(model, graph, masks, realisation=realisation, resources=resources)[0]
+
+
+def shrink_and_verify(
+    model: nn.Module,
+    graph: ChannelGraph,
+    masks: Masks,
+    *,
+    realisation: Realisation = "auto",
+    resources: Sequence[Resource] = (),
+) -> tuple[nn.Module, Verification]:
+    """Cut a copy of the model, and check it against the masked network and independent counters.
+
+    Args:
+        model: the module that was traced, with the weights to keep.
+        graph: its channel graph.
+        masks: which units to keep, from ``solve``.
+        realisation: ``modules`` keeps the model's own classes; ``graph`` gives a rewritten graph module, for a
+            forward with shapes written into it; ``auto`` tries the first and falls back on the second.
+        resources: resources to measure besides the known ones.
+
+    Returns:
+        The smaller network in the model's train or eval mode, and what was checked.
+
+    Raises:
+        MaskMismatchError: graph, masks and model do not belong together.
+        VerificationError: no realisation computes what the masked network computes, or costs what was predicted.
+    """
+    flat = masks.flat(graph)
+    check_masks(graph, flat)
+    small = copied(model)
+    cut(small, graph, flat)
+    oracle = Oracle(model, graph, flat)
+    failure = ""
+    if realisation != "graph":
+        try:
+            return small, _verified(small, graph, flat, oracle, resources)
+        except (VerificationError, RuntimeError, ValueError) as error:
+            failure = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        if realisation == "modules":
+            raise VerificationError(
+                f"the smaller {graph.model} does not compute what the masked network does ({failure}): its forward has "
+                'shapes written into it; use realisation="graph"'
+            )
+        logger.info("%s: the modules' own forward does not fit (%s); rewriting its graph", graph.model, failure)
+    module = rewritten(model, small, graph, flat)
+    why = f"the model's own forward does not fit the smaller shapes ({failure})" if failure else "asked for"
+    return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=why)
+
+
+def _verified(
+    small: nn.Module,
+    graph: ChannelGraph,
+    flat: BoolArray,
+    oracle: Oracle,
+    resources: Sequence[Resource],
+    *,
+    realisation: str = "modules",
+    note: str = "",
+) -> Verification:
+    error, dtype = oracle.error(small)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
+    if not error <= tolerance:
+        raise VerificationError(
+            f"outputs of the smaller network differ from the masked one's by {error:.2e} relative ({dtype}, at most "
+            f"{tolerance:.0e}): report it with the model"
+        )
+    counted = check_counts(graph, flat, small, oracle.call, [*known_resources().values(), *resources])
+    return Verification(counted, error, tolerance, str(dtype).removeprefix("torch."), realisation, note)

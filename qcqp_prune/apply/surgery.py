@@ -1,0 +1,133 @@
+"""In-place surgery: slice every parameter and buffer, then set the attributes that follow."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qcqp_prune.errors import MaskMismatchError
+from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
+
+
+def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
+    """Refuse masks that no smaller network realises.
+
+    Raises:
+        MaskMismatchError: a frozen unit is removed, tied groups keep different counts, or a layer loses all its
+            inputs or outputs.
+    """
+    counts = np.bincount(graph.group_of_unit[flat], minlength=len(graph.groups))
+    ties: dict[str, int] = {}
+    for group, count in zip(graph.groups, counts.tolist(), strict=True):
+        if group.frozen_reason is not None and count < group.width:
+            raise MaskMismatchError(
+                f"the masks remove units of {group.id}, which is kept ({group.frozen_reason}): take masks from solve()"
+            )
+        if group.tie is not None and ties.setdefault(group.tie, count) != count:
+            raise MaskMismatchError(
+                f"the masks keep {count} units of {group.id} and {ties[group.tie]} of {group.tie}, which must be equal: "
+                "take masks from solve()"
+            )
+    for layer in graph.layers:
+        for side, axis in (("inputs", layer.in_axis), ("outputs", layer.out_axis)):
+            if not flat[graph.axes[axis]].any():
+                raise MaskMismatchError(f"the masks remove all {side} of {layer.name}: keep at least one")
+
+
+def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
+    """Shrink a module in place.
+
+    Args:
+        model: the module that was traced, or an unchanged copy.
+        graph: its channel graph.
+        flat: ``(unit_count,) bool``, from ``Masks.flat``.
+
+    Raises:
+        MaskMismatchError: the model's tensors do not have the shapes that the graph knows.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    pieces = {}
+    for spec in graph.tensors:
+        tensor = tensors.get(spec.name)
+        if tensor is None or tuple(tensor.shape) != spec.shape:
+            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {spec.shape}"
+            raise MaskMismatchError(f"{spec.name} {found}: shrink the model that was traced, and only once")
+        pieces[spec.name] = kept_part(graph, spec, tensor.detach(), flat)
+    for spec in graph.tensors:
+        _replace(model, spec, tensors[spec.name], pieces[spec.name])
+    for attribute in graph.attributes:
+        _set_attribute(model, attribute, flat)
+
+
+def kept_part(graph: ChannelGraph, spec: TensorSpec, tensor: Tensor, flat: BoolArray) -> Tensor:
+    """The kept entries of a tensor, a copy where anything goes."""
+    kept = [None if axis is None else flat[graph.axes[axis]] for axis in spec.axes]
+    if all(k is None or k.all() for k in kept):
+        return tensor
+    if spec.segments > 1:
+        tensor = _kept_segments(spec, tensor, kept)
+        kept[0] = kept[1] = None
+    for dim, k in enumerate(kept):
+        if k is not None and not k.all():
+            index = torch.from_numpy(np.flatnonzero(k)).to(tensor.device)
+            tensor = tensor.index_select(dim, index)
+    return tensor.contiguous()
+
+
+def _kept_segments(spec: TensorSpec, tensor: Tensor, kept: list[BoolArray | None]) -> Tensor:
+    """A grouped convolution's weight: dimension 1 is local to each segment of dimension 0."""
+    whole = np.ones(spec.shape[0], np.bool_), np.ones(spec.segments * spec.shape[1], np.bool_)
+    rows = (whole[0] if kept[0] is None else kept[0]).reshape(spec.segments, -1)
+    cols = (whole[1] if kept[1] is None else kept[1]).reshape(spec.segments, -1)
+    parts = []
+    for block, r, c in zip(tensor.reshape(spec.segments, -1, *tensor.shape[1:]), rows, cols, strict=True):
+        if r.any() and c.any():
+            parts.append(block[torch.from_numpy(np.flatnonzero(r))][:, torch.from_numpy(np.flatnonzero(c))])
+    if len({p.shape for p in parts}) != 1:
+        raise MaskMismatchError(f"the masks keep unequal counts in the groups of {spec.name}: take masks from solve()")
+    return torch.cat(parts)
+
+
+def _replace(model: nn.Module, spec: TensorSpec, old: Tensor, piece: Tensor) -> None:
+    if piece.shape == old.shape:
+        return
+    new: Tensor = piece
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(piece, requires_grad=old.requires_grad)
+    for path in (spec.name, *spec.aliases):
+        parent, _, leaf = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        if spec.kind == "parameter":
+            owner._parameters[leaf] = new  # type: ignore[assignment]
+        else:
+            owner._buffers[leaf] = new
+
+
+def _set_attribute(model: nn.Module, attribute: Attribute, flat: BoolArray) -> None:
+    value: list[int] = [p if isinstance(p, int) else int(flat[list(p)].sum()) for p in attribute.parts]
+    module = model.get_submodule(attribute.module)
+    new: Any = value[0] if attribute.scalar else tuple(value)
+    old = getattr(module, attribute.name)
+    if isinstance(old, list):
+        new = value
+    if isinstance(old, torch.Size):
+        new = torch.Size(value)
+    setattr(module, attribute.name, new)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy that shares nothing with the model.
+
+    Raises:
+        MaskMismatchError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError) as error:
+        raise MaskMismatchError(
+            f"the model cannot be copied ({error}): rebuild it with its constructor and load its state dict before pruning"
+        ) from error

@@ -1,0 +1,134 @@
+"""Automatic verification of what surgery returns: identity 2 (counts) and identity 3 (outputs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.apply.masked import MaskedNetwork, exported_module, model_outputs
+from qcqp_prune.errors import VerificationError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.trace import eval_mode, export
+from qcqp_prune.program.problem import Resource
+
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest accepted relative error by the dtype of the computation: rounding only."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """One resource: what the model of it says, and what an independent counter finds on the smaller network."""
+
+    resource: str
+    unit: str
+    predicted: int
+    measured: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked on a smaller network.
+
+    Attributes:
+        counts: identity 2, equal as integers; one entry for each resource that can be measured.
+        max_relative_error: identity 3, ``max |small - masked| / max |masked|`` over all outputs.
+        tolerance: largest error accepted.
+        dtype: dtype in which outputs were compared.
+        realisation: ``modules`` (the user's own classes) or ``graph`` (a rewritten graph module).
+        note: why the realisation is not the modules.
+    """
+
+    counts: tuple[Count, ...]
+    max_relative_error: float
+    tolerance: float
+    dtype: str
+    realisation: str = "modules"
+    note: str = field(default="")
+
+
+class Oracle:
+    """Outputs of the masked network, computed once, to compare candidates with."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, flat: BoolArray, *, seed: int = 0) -> None:
+        device = next(iter(model.parameters()), torch.zeros(0)).device
+        self.call = make_inputs(graph, seed=seed, device=device)
+        self.network = MaskedNetwork(model, graph, flat)
+        module = exported_module(export(model, self.call))
+        try:
+            self.dtype: torch.dtype | None = torch.float64
+            self.outputs = self.network.run(module, _cast(self.call, torch.float64))
+            _outputs(model, self.call, torch.float64)
+        except RuntimeError:
+            # A dtype is written into this forward: compare in the network's own.
+            self.dtype = None
+            self.outputs = self.network.run(module, self.call)
+
+    def error(self, small: nn.Module) -> tuple[float, torch.dtype]:
+        """Largest relative error of a candidate, and the dtype of the comparison."""
+        if self.dtype is None:
+            outputs = model_outputs(small, self.call)
+        else:
+            outputs = _outputs(small, self.call, self.dtype)
+        return _relative_error(outputs, self.outputs)
+
+
+def check_counts(
+    graph: ChannelGraph, flat: BoolArray, small: nn.Module, call: Any, resources: Sequence[Resource]
+) -> tuple[Count, ...]:
+    """Identity 2: the form's value equals an independent count, as integers.
+
+    Raises:
+        VerificationError: they differ.
+    """
+    kept = [int(flat[graph.units(g)].sum()) for g in range(len(graph.groups))]
+    counts = []
+    for resource in resources:
+        measure = getattr(resource, "measure", None)
+        if measure is None:
+            continue
+        count = Count(resource.name, resource.unit, resource.form(graph).evaluate(kept), measure(small, call))
+        if count.measured != count.predicted:
+            raise VerificationError(
+                f"{count.resource}: predicted {count.predicted:,} {count.unit}, measured {count.measured:,} on the "
+                "smaller network: the model does work that the graph does not count; report it with the model"
+            )
+        counts.append(count)
+    return tuple(counts)
+
+
+def _outputs(model: nn.Module, call: Any, dtype: torch.dtype) -> list[Any]:
+    """A forward pass in another dtype; the model's own tensors are not touched."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    cast = {name: t.detach().to(dtype) for name, t in tensors.items() if t.is_floating_point()}
+    args, kwargs = _cast(call, dtype)
+    with eval_mode(model), torch.no_grad():
+        return pytree.tree_leaves(torch.func.functional_call(model, cast, args, kwargs))
+
+
+def _cast(call: Any, dtype: torch.dtype) -> Any:
+    def cast(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(cast, call)
+
+
+def _relative_error(outputs: list[Any], expected: list[Any]) -> tuple[float, torch.dtype]:
+    pairs = [(a, b) for a, b in zip(outputs, expected, strict=True) if isinstance(b, Tensor)]
+    worst, dtype = 0.0, torch.float64
+    for a, b in pairs:
+        if a.shape != b.shape:
+            raise VerificationError(f"an output has shape {tuple(a.shape)}, not {tuple(b.shape)}")
+        if a.numel() == 0:
+            continue
+        dtype = a.dtype if a.is_floating_point() else dtype
+        scale = float(b.double().abs().max())
+        error = float((a.double() - b.double()).abs().max())
+        relative = error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
+        worst = max(worst, float("inf") if relative != relative else relative)
+    return worst, dtype

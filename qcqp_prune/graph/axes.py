@@ -1,0 +1,114 @@
+"""Labels for tensor dimensions: which positions live and die together.
+
+While a graph is walked, every position of every tracked dimension carries an integer *label*. Operators that tie two
+positions together merge their labels; the classes of merged labels become the units of the channel graph. Nothing is
+resolved during the walk but where a reshape has to look, so the work is linear in the number of positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from qcqp_prune.graph.channels import IntArray
+
+Labels = IntArray | None
+"""Labels of one dimension, ``(size,) int64``; None where the dimension is not tracked and so never shrinks."""
+
+Axes = list[Labels]
+"""Labels of each dimension of a tensor."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A dimension that an operator divides into ``count`` equal runs.
+
+    Attributes:
+        labels: the dimension.
+        count: number of runs.
+        required: whether runs must keep equally many positions (grouped convolution, group norm), or had better
+            do so (chunk: then the code that was written for halves still works).
+    """
+
+    labels: IntArray
+    count: int
+    required: bool
+    reason: str
+
+
+class LabelTable:
+    """All labels of one walk: merges, freezes, runs, and dimensions that must not become empty."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._edges: list[tuple[IntArray, IntArray]] = []
+        self._classes: IntArray | None = None
+        self._frozen: list[tuple[IntArray, str]] = []
+        self.runs: list[Runs] = []
+        self.nonempty: list[IntArray] = []
+
+    def fresh(self, size: int) -> IntArray:
+        """New labels, merged with nothing."""
+        self._classes = None
+        self._size += size
+        return np.arange(self._size - size, self._size, dtype=np.int64)
+
+    def merge(self, a: Labels, b: Labels, reason: str) -> Labels:
+        """Tie two dimensions position by position; a tracked one that meets an untracked one is frozen.
+
+        Args:
+            a, b: two dimensions of equal size.
+            reason: why the tracked one is frozen where the other is not tracked.
+
+        Returns:
+            Labels of the joined dimension.
+        """
+        if a is None or b is None:
+            self.freeze(a, reason)
+            self.freeze(b, reason)
+            return a if a is not None else b
+        if a is not b:
+            self._classes = None
+            self._edges.append((a, b))
+        return a
+
+    def merge_columns(self, table: IntArray) -> IntArray:
+        """Tie all labels of each column of a ``(rows, columns)`` table; returns the first row."""
+        for row in table[1:]:
+            self.merge(table[0], row, "")
+        return table[0]
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """Keep these positions for good."""
+        if labels is not None and len(labels):
+            self._frozen.append((labels, reason))
+
+    def add_runs(self, labels: IntArray, count: int, reason: str, *, required: bool = True) -> None:
+        """Ask that the ``count`` equal runs of a dimension keep equally many positions; see ``Runs``."""
+        self.runs.append(Runs(labels, count, required, reason))
+
+    def classes(self) -> IntArray:
+        """Class of each label, ``(size,)``, numbered from 0."""
+        if self._classes is None:
+            a = np.concatenate([np.zeros(0, np.int64), *(e[0] for e in self._edges)])
+            b = np.concatenate([np.zeros(0, np.int64), *(e[1] for e in self._edges)])
+            links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(self._size, self._size))
+            self._classes = connected_components(links, directed=False)[1].astype(np.int64)
+        return self._classes
+
+    def frozen_reasons(self) -> dict[int, str]:
+        """For each class that is frozen the first reason given."""
+        classes = self.classes()
+        reasons: dict[int, str] = {}
+        for labels, reason in self._frozen:
+            for c in np.unique(classes[labels]).tolist():
+                reasons.setdefault(c, reason)
+        return reasons
+
+    def is_frozen(self, labels: IntArray) -> bool:
+        """Whether every position is frozen so far."""
+        reasons = self.frozen_reasons()
+        return all(c in reasons for c in self.classes()[labels].tolist())

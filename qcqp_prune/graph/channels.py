@@ -1,0 +1,322 @@
+"""The channel graph: which units a network has, where each sits, and what it costs. Plain data, no torch.
+
+Words used throughout:
+
+* A *unit* is the smallest thing that is kept or removed as a whole: usually one channel, with every slice of every
+  tensor that belongs to it.
+* A *group* is a set of like units: each touches the same axes equally often, so that every exact resource count
+  depends on *how many* units of the group are kept only. Units are numbered flat, group after group.
+* An *axis* says for each position of a tensor dimension which unit owns it. A flattened 512 x 7 x 7 feature map has
+  an axis of 25,088 positions in which each unit occurs 49 times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qcqp_prune.errors import PlanError
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Group:
+    """A set of like units.
+
+    Attributes:
+        id: unique, readable: the path of the layer that first produces the units.
+        width: number of units, >= 1.
+        multiple_of: a kept count is a multiple of this, or the full width.
+        min_keep: least number of units kept.
+        frozen_reason: why no unit may go, or None where units may.
+        tie: groups with the same tie keep equally many units (segments of a grouped convolution or group norm).
+    """
+
+    id: str
+    width: int
+    multiple_of: int = 1
+    min_keep: int = 1
+    frozen_reason: str | None = None
+    tie: str | None = None
+
+    def counts(self) -> list[int]:
+        """The kept counts that are allowed, ascending; always holds the full width."""
+        if self.frozen_reason is not None:
+            return [self.width]
+        first = max(math.ceil(self.min_keep / self.multiple_of), 0) * self.multiple_of
+        allowed = list(range(first, self.width + 1, self.multiple_of))
+        return allowed if allowed and allowed[-1] == self.width else [*allowed, self.width]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One call of an operator with a weight matrix: a convolution or a linear map.
+
+    Attributes:
+        name: module path; a second call of the same module is ``path@2``.
+        op: ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d`` to ``3d``, or ``linear``.
+        weight: name of the weight tensor.
+        in_axis, out_axis: indices into ``ChannelGraph.axes``.
+        segments: groups of a grouped convolution; both axes fall into this many equal runs, and run ``k`` of the
+            input meets run ``k`` of the output only. 1 for a dense layer.
+        macs_per_pair: multiply-adds of one sample for each kept (input, output) pair of positions.
+        out_elements: output elements of one sample for each kept output position.
+        itemsize: bytes of one output element.
+    """
+
+    name: str
+    op: str
+    weight: str
+    in_axis: int
+    out_axis: int
+    segments: int
+    macs_per_pair: int
+    out_elements: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A parameter or buffer and the axis of each of its dimensions.
+
+    Attributes:
+        name: state-dict path.
+        aliases: further paths of the same (tied) tensor.
+        kind: ``parameter`` or ``buffer``.
+        shape: full shape.
+        itemsize: bytes of one element.
+        axes: for each dimension an index into ``ChannelGraph.axes``, or None where nothing can be removed.
+        segments: where larger than 1 (a grouped convolution's weight), dimension 1 is local to the segment of
+            dimension 0 in which it stands: its axis has ``segments * shape[1]`` positions.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: str
+    shape: tuple[int, ...]
+    itemsize: int
+    axes: tuple[int | None, ...]
+    segments: int = 1
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One leaf of the example inputs, enough to make another like it.
+
+    Attributes:
+        path: where it stands in ``(args, kwargs)``.
+        shape, dtype: of a tensor; ``dtype`` is ``python`` for a plain value.
+        low, high: range of an integer tensor's values.
+        value: the plain value.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    low: int = 0
+    high: int = 1
+    value: int | float | str | bool | None = None
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A module attribute that follows the kept counts, such as ``in_channels`` or ``normalized_shape``.
+
+    Attributes:
+        module: module path.
+        name: attribute name.
+        parts: for each entry of the value the flat unit index of each position that it counts, or the integer that it stays.
+        scalar: whether the value is one integer, not a tuple.
+    """
+
+    module: str
+    name: str
+    parts: tuple[tuple[int, ...] | int, ...]
+    scalar: bool
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the extractor wants the user to know: which node, and what was decided about it."""
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Everything the optimiser needs to know of a network.
+
+    Attributes:
+        model: the class name of the traced module.
+        groups: sets of like units; the flat unit index runs through them in order.
+        axes: for each axis the flat unit index of each position, ``(size,) int64``.
+        layers: calls with a weight matrix, in execution order.
+        tensors: every parameter and buffer of the model.
+        inputs: the leaves of the example inputs that were traced.
+        input_tree: how the leaves make up ``(args, kwargs)``, as ``torch.utils._pytree`` writes it.
+        attributes: module attributes that surgery has to update.
+        batch: samples in the example input; all counts are of one sample.
+        notes: decisions of the extractor worth knowing.
+    """
+
+    model: str
+    groups: tuple[Group, ...]
+    axes: tuple[IntArray, ...]
+    layers: tuple[Layer, ...]
+    tensors: tuple[TensorSpec, ...]
+    inputs: tuple[InputSpec, ...]
+    batch: int
+    input_tree: str = ""
+    attributes: tuple[Attribute, ...] = field(default=())
+    notes: tuple[Note, ...] = field(default=())
+
+    @cached_property
+    def offsets(self) -> IntArray:
+        """Flat index of each group's first unit, and the total at the end: ``(len(groups) + 1,)``."""
+        return np.concatenate([[0], np.cumsum([g.width for g in self.groups], dtype=np.int64)]).astype(
+            np.int64
+        )
+
+    @property
+    def unit_count(self) -> int:
+        """Number of units, frozen ones included."""
+        return int(self.offsets[-1])
+
+    @property
+    def prunable_count(self) -> int:
+        """Number of units that may be removed."""
+        return sum(g.width for g in self.groups if g.frozen_reason is None)
+
+    @cached_property
+    def group_of_unit(self) -> IntArray:
+        """Index of the group of each unit, ``(unit_count,)``."""
+        return np.repeat(np.arange(len(self.groups), dtype=np.int64), [g.width for g in self.groups])
+
+    def units(self, group: int) -> slice:
+        """The flat range of a group's units."""
+        return slice(int(self.offsets[group]), int(self.offsets[group + 1]))
+
+    def axis_counts(self, axis: int, positions: slice | None = None) -> dict[int, int]:
+        """How many positions of an axis each unit of a group owns: ``{group index: positions per unit}``.
+
+        Args:
+            axis: index into ``axes``.
+            positions: a part of the axis; all of it when None.
+        """
+        units = self.axes[axis] if positions is None else self.axes[axis][positions]
+        share = np.bincount(self.group_of_unit[units], minlength=len(self.groups))
+        distinct = np.bincount(self.group_of_unit[np.unique(units)], minlength=len(self.groups))
+        return {int(g): int(share[g] // distinct[g]) for g in np.flatnonzero(share)}
+
+    def segments(self, axis: int, count: int) -> list[slice]:
+        """The ``count`` equal runs into which a grouped operator divides an axis."""
+        size = len(self.axes[axis]) // count
+        return [slice(k * size, (k + 1) * size) for k in range(count)]
+
+    def is_depthwise(self, layer: Layer) -> bool:
+        """Whether each segment of a grouped layer belongs to one unit, so that its cost is linear in the count."""
+        if layer.segments == 1:
+            return False
+        ins = self.axes[layer.in_axis].reshape(layer.segments, -1)
+        outs = self.axes[layer.out_axis].reshape(layer.segments, -1)
+        return bool((ins == ins[:, :1]).all() and (outs == ins[:, :1]).all())
+
+    def why_not_pruned(self, layer: Layer) -> str | None:
+        """The reason that none of a layer's outputs can be removed, or None where some can."""
+        groups = np.unique(self.group_of_unit[self.axes[layer.out_axis]])
+        reasons = [self.groups[g].frozen_reason for g in groups]
+        return None if any(r is None for r in reasons) else "; ".join(sorted({r for r in reasons if r}))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the structure: names, shapes and who owns what. Constraints on counts do not enter."""
+        digest = hashlib.sha256()
+        parts: Iterable[Any] = (
+            [(g.id, g.width) for g in self.groups],
+            [asdict(x) for x in self.layers],
+            [asdict(t) for t in self.tensors],
+        )
+        digest.update(json.dumps(list(parts), sort_keys=True).encode())
+        for axis in self.axes:
+            digest.update(axis.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``; ``from_json`` gives the graph back."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "batch": self.batch,
+            "groups": [asdict(g) for g in self.groups],
+            "axes": [a.tolist() for a in self.axes],
+            "layers": [asdict(x) for x in self.layers],
+            "tensors": [asdict(t) for t in self.tensors],
+            "inputs": [asdict(i) for i in self.inputs],
+            "input_tree": self.input_tree,
+            "attributes": [asdict(a) for a in self.attributes],
+            "notes": [asdict(n) for n in self.notes],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ChannelGraph:
+        """The inverse of ``to_json``.
+
+        Raises:
+            PlanError: the data is of another schema, incomplete, or does not match its own fingerprint.
+        """
+        try:
+            if data["schema"] != SCHEMA_VERSION:
+                raise PlanError(
+                    f"graph file has schema {data['schema']}, this version reads {SCHEMA_VERSION}: trace the model again"
+                )
+            graph = cls(
+                model=data["model"],
+                groups=tuple(Group(**g) for g in data["groups"]),
+                axes=tuple(np.asarray(a, dtype=np.int64) for a in data["axes"]),
+                layers=tuple(Layer(**x) for x in data["layers"]),
+                tensors=tuple(_tensor(t) for t in data["tensors"]),
+                inputs=tuple(InputSpec(**{**i, "shape": tuple(i["shape"])}) for i in data["inputs"]),
+                batch=data["batch"],
+                input_tree=data["input_tree"],
+                attributes=tuple(_attribute(a) for a in data["attributes"]),
+                notes=tuple(Note(**n) for n in data["notes"]),
+            )
+            expected = data["fingerprint"]
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"not a channel graph file ({error!r}): trace the model again") from error
+        if graph.fingerprint != expected:
+            raise PlanError(
+                "the graph file does not match its own fingerprint, it was changed: trace the model again"
+            )
+        return graph
+
+
+def _tensor(data: dict[str, Any]) -> TensorSpec:
+    lists = {key: tuple(data[key]) for key in ("aliases", "shape", "axes")}
+    return TensorSpec(**{**data, **lists})
+
+
+def _attribute(data: dict[str, Any]) -> Attribute:
+    parts = tuple(p if isinstance(p, int) else tuple(p) for p in data["parts"])
+    return Attribute(**{**data, "parts": parts})
+
+
+def nested_keep(widths: Sequence[int], counts: Sequence[int]) -> BoolArray:
+    """The mask that keeps the first ``counts[g]`` units of each group: ``(sum(widths),)``."""
+    return np.concatenate([np.arange(w) < n for w, n in zip(widths, counts, strict=True)])

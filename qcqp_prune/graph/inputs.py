@@ -1,0 +1,98 @@
+"""Example inputs: what users pass, as ``(args, kwargs)``, as plain data, and made anew from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.errors import PlanError, TraceError
+from qcqp_prune.graph.channels import ChannelGraph, InputSpec
+
+ExampleInputs = Any
+"""A tensor, a tuple or list of positional arguments, a mapping of keyword arguments, or ``(args, kwargs)``."""
+
+
+def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments.
+
+    Raises:
+        TraceError: there is no tensor among them.
+    """
+    if is_call(example_inputs):
+        args, kwargs = example_inputs
+    elif isinstance(example_inputs, Mapping):
+        args, kwargs = (), dict(example_inputs)
+    elif isinstance(example_inputs, tuple | list):
+        args, kwargs = tuple(example_inputs), {}
+    else:
+        args, kwargs = (example_inputs,), {}
+    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise TraceError(
+            f"example_inputs holds no tensor but {type(example_inputs).__name__}: give a tensor, a tuple of arguments, "
+            "or a dict of keyword arguments"
+        )
+    return args, kwargs
+
+
+def is_call(inputs: Any) -> bool:
+    """Whether inputs are already ``(args, kwargs)``."""
+    return (
+        isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict)
+    )
+
+
+def batch_size(call: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    """First dimension of the first tensor, 1 where it has none."""
+    for leaf in pytree.tree_leaves(call):
+        if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
+            return int(leaf.shape[0])
+    return 1
+
+
+def describe(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[InputSpec, ...], str]:
+    """The leaves as plain data, and the tree that they hang on."""
+    leaves, spec = pytree.tree_flatten_with_path(call)
+    return tuple(_describe(pytree.keystr(path), leaf) for path, leaf in leaves), pytree.treespec_dumps(spec)
+
+
+def _describe(path: str, leaf: Any) -> InputSpec:
+    if not isinstance(leaf, torch.Tensor):
+        if leaf is not None and not isinstance(leaf, int | float | str | bool):
+            raise TraceError(
+                f"example input {path} is a {type(leaf).__name__}: only tensors and plain values are followed"
+            )
+        return InputSpec(path, (), "python", value=leaf)
+    dtype = str(leaf.dtype).removeprefix("torch.")
+    if leaf.is_floating_point() or leaf.is_complex() or leaf.numel() == 0:
+        return InputSpec(path, tuple(leaf.shape), dtype)
+    return InputSpec(path, tuple(leaf.shape), dtype, int(leaf.min()), int(leaf.max()))
+
+
+def make_inputs(
+    graph: ChannelGraph, *, seed: int = 0, device: torch.device | str = "cpu"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Random inputs of the traced shapes: standard normal, or integers in the range that the example had.
+
+    Returns:
+        ``(args, kwargs)``; the same for the same seed.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    leaves = [_make(spec, generator, device) for spec in graph.inputs]
+    try:
+        tree = pytree.treespec_loads(graph.input_tree)
+    except (ValueError, NotImplementedError) as error:
+        raise PlanError(f"the graph's description of its inputs cannot be read ({error}): trace again") from error
+    args, kwargs = pytree.tree_unflatten(leaves, tree)
+    return args, kwargs
+
+
+def _make(spec: InputSpec, generator: torch.Generator, device: torch.device | str) -> Any:
+    if spec.dtype == "python":
+        return spec.value
+    dtype = getattr(torch, spec.dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(spec.shape, generator=generator).to(device=device, dtype=dtype)
+    return torch.randint(spec.low, spec.high + 1, spec.shape, generator=generator).to(device=device, dtype=dtype)

@@ -1,0 +1,16 @@
+"""One handler for each operator, one file for each family, one table of them all."""
+
+from __future__ import annotations
+
+from qcqp_prune.graph.ops import convolution, joins, norms, pooling, reductions, shapes, splits
+from qcqp_prune.graph.walk import Handler
+
+HANDLERS: dict[str, Handler] = {
+    **convolution.HANDLERS,
+    **norms.HANDLERS,
+    **joins.HANDLERS,
+    **pooling.HANDLERS,
+    **reductions.HANDLERS,
+    **shapes.HANDLERS,
+    **splits.HANDLERS,
+}

@@ -1,0 +1,61 @@
+"""Operators that act on each element by itself, joins of several tensors with broadcasting among them."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from qcqp_prune.graph.axes import Axes, Labels
+from qcqp_prune.graph.walk import Handler, Walk
+
+
+def pointwise(walk: Walk, node: Node) -> Axes:
+    """Aligned from the right as in broadcasting, equal dimensions are tied position by position.
+
+    A dimension of size 1 is repeated, so its one position stays; an input whose dimension is not tracked keeps the
+    others' whole.
+    """
+    shape = walk.shape(node)
+    inputs = [(walk.shape(n), walk.axes(n)) for n in walk.tensor_inputs(node)]
+    out: Axes = []
+    for back in range(len(shape), 0, -1):
+        size = shape[-back]
+        sides = [(s[-back], a[-back]) for s, a in inputs if len(s) >= back]
+        out.append(_join(walk, size, sides))
+    return out
+
+
+def _join(walk: Walk, size: int, sides: list[tuple[int, Labels]]) -> Labels:
+    for side, labels in sides:
+        if side != size:
+            walk.table.freeze(labels, "a single channel is broadcast over many")
+    full = [labels for side, labels in sides if side == size]
+    joined = full[0]
+    for labels in full[1:]:
+        joined = walk.table.merge(joined, labels, "joined with a tensor that no handler could follow")
+    return joined
+
+
+def same(walk: Walk, node: Node) -> Axes:
+    """The output is laid out as the first input."""
+    return list(walk.axes(walk.tensor_inputs(node)[0]))
+
+
+def glu(walk: Walk, node: Node) -> Axes:
+    """Gated linear unit: position ``i`` of the first half is gated by position ``i`` of the second."""
+    source, dim = walk.tensor_inputs(node)[0], int(walk.arg(node, "dim", -1))
+    axes = list(walk.axes(source))
+    labels = axes[dim]
+    if labels is not None:
+        axes[dim] = walk.table.merge_columns(labels.reshape(2, -1))
+    return axes
+
+
+_SAME = (
+    "clone contiguous detach alias dropout feature_dropout alpha_dropout feature_alpha_dropout lift_fresh_copy "
+    "lift_fresh to _to_copy type_as zeros_like ones_like full_like rand_like randn_like empty_like"
+).split()
+
+HANDLERS: dict[str, Handler] = {f"aten::{name}": same for name in _SAME} | {
+    "aten::glu": glu,
+    **{f"aten::{name}": pointwise for name in ("hardtanh", "relu6", "hardswish", "silu", "mish", "where", "clamp")},
+}

@@ -1,0 +1,207 @@
+"""Views, permutations and shuffles: positions move, none is mixed with another."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch.fx import Node
+
+from qcqp_prune.graph.axes import Axes, Labels
+from qcqp_prune.graph.channels import IntArray
+from qcqp_prune.graph.walk import Handler, Walk
+
+
+def view(walk: Walk, node: Node) -> Axes:
+    """Any reshape: dimensions are merged and split in blocks of equal size.
+
+    Merged, each position carries the label of the tracked dimension. Split again, the labels go to the one dimension
+    along which they vary; where they vary along several, whole rows or whole columns are tied, so that what remains
+    is a rectangle, which is all that a reshape of the smaller network can express.
+    """
+    source = walk.tensor_inputs(node)[0]
+    axes, shape, target = walk.axes(source), walk.shape(source), walk.shape(node)
+    out: Axes = [None] * len(target)
+    for old, new in blocks(shape, target):
+        if all(axes[d] is None for d in old):
+            continue
+        flat = _merged(walk, [axes[d] for d in old], [shape[d] for d in old])
+        for d, labels in zip(new, _divided(walk, flat, [target[d] for d in new]), strict=True):
+            out[d] = labels
+    _unflatten_attribute(walk, node, out)
+    return out
+
+
+def blocks(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """The finest pairing of consecutive dimensions with equal products, ``[(old dims, new dims), ...]``."""
+    pairs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(shape) or j < len(target):
+        old, new = [], []
+        p = q = 1
+        if i < len(shape):
+            old, p, i = [i], shape[i], i + 1
+        if j < len(target):
+            new, q, j = [j], target[j], j + 1
+        while p != q:
+            if (p < q and i < len(shape)) or j == len(target):
+                old, p, i = [*old, i], p * shape[i], i + 1
+            else:
+                new, q, j = [*new, j], q * target[j], j + 1
+        pairs.append((old, new))
+    return pairs
+
+
+def _merged(walk: Walk, axes: Axes, sizes: list[int]) -> IntArray:
+    """Labels of the product of some dimensions, row-major, ``(prod(sizes),)``."""
+    tracked = [d for d, labels in enumerate(axes) if labels is not None and sizes[d] > 1]
+    if len(tracked) > 1:
+        free = [d for d in tracked if not walk.table.is_frozen(axes[d])]  # type: ignore[arg-type]
+        tracked = [max(free or tracked, key=lambda d: sizes[d])]
+    tracked = tracked or [d for d, labels in enumerate(axes) if labels is not None][:1]
+    for d, labels in enumerate(axes):
+        if d not in tracked:
+            walk.table.freeze(labels, "merged by a reshape with a dimension that is pruned")
+    d = tracked[0]
+    spread = np.asarray(axes[d]).reshape([-1 if k == d else 1 for k in range(len(sizes))])
+    return np.broadcast_to(spread, sizes).reshape(-1)
+
+
+def _divided(walk: Walk, flat: IntArray, sizes: list[int]) -> Axes:
+    """The inverse: which of the new dimensions carries the labels."""
+    big = [d for d, size in enumerate(sizes) if size > 1]
+    if len(big) <= 1:
+        d = big[0] if big else 0
+        return [flat if k == d else None for k in range(len(sizes))]
+    table = flat.reshape(sizes)
+    classes = walk.table.classes()[flat].reshape(sizes)
+    for d in big:
+        rows = np.moveaxis(classes, d, 0).reshape(sizes[d], -1)
+        if (rows == rows[:, :1]).all():
+            return _only(d, np.moveaxis(table, d, 0).reshape(sizes[d], -1)[:, 0], len(sizes))
+    d = max(big, key=lambda k: sizes[k])
+    rows = np.moveaxis(table, d, 0).reshape(sizes[d], -1)
+    return _only(d, walk.table.merge_columns(np.ascontiguousarray(rows.T)), len(sizes))
+
+
+def _only(d: int, labels: IntArray, rank: int) -> Axes:
+    return [labels if k == d else None for k in range(rank)]
+
+
+def _unflatten_attribute(walk: Walk, node: Node, out: Axes) -> None:
+    """``nn.Unflatten.unflattened_size`` follows the kept counts."""
+    shape = walk.shape(node)
+    for first in range(len(shape)):
+        for last in range(first + 1, len(shape) + 1):
+            if any(out[d] is not None for d in range(first, last)):
+                parts = [shape[d] if (labels := out[d]) is None else labels for d in range(first, last)]
+                walk.attribute(node, {"unflattened_size": parts})
+
+
+def permute(walk: Walk, node: Node) -> Axes:
+    """Dimensions in another order."""
+    axes = walk.axes(walk.tensor_inputs(node)[0])
+    return [axes[int(d)] for d in walk.arg(node, "dims")]
+
+
+def transpose(walk: Walk, node: Node) -> Axes:
+    """Two dimensions exchanged (``t`` exchanges the first two)."""
+    axes = list(walk.axes(walk.tensor_inputs(node)[0]))
+    a, b = int(walk.arg(node, "dim0", 0)), int(walk.arg(node, "dim1", 1))
+    if len(axes) > 1:
+        axes[a], axes[b] = axes[b], axes[a]
+    return axes
+
+
+def movedim(walk: Walk, node: Node) -> Axes:
+    """``movedim``: some dimensions move, the others close ranks."""
+    axes = walk.axes(walk.tensor_inputs(node)[0])
+    sources, targets = (
+        [int(d) % len(axes) for d in (value if isinstance(value, list | tuple) else [value])]
+        for value in (walk.arg(node, "source"), walk.arg(node, "destination"))
+    )
+    rest = iter([d for d in range(len(axes)) if d not in sources])
+    place = dict(zip(targets, sources, strict=True))
+    return [axes[place[d]] if d in place else axes[next(rest)] for d in range(len(axes))]
+
+
+def squeeze(walk: Walk, node: Node) -> Axes:
+    """Dimensions of size 1 go."""
+    source = walk.tensor_inputs(node)[0]
+    axes, shape = walk.axes(source), walk.shape(source)
+    dims = walk.arg(node, "dim", list(range(len(shape))))
+    chosen = {int(d) % len(shape) for d in (dims if isinstance(dims, list | tuple) else [dims])}
+    gone = {d for d in chosen if shape[d] == 1}
+    for d in gone:
+        walk.table.freeze(axes[d], "squeezed away, so it must stay a single position")
+    return [labels for d, labels in enumerate(axes) if d not in gone]
+
+
+def unsqueeze(walk: Walk, node: Node) -> Axes:
+    """A new dimension of size 1."""
+    axes = walk.axes(walk.tensor_inputs(node)[0])
+    dim = int(walk.arg(node, "dim")) % (len(axes) + 1)
+    return [*axes[:dim], None, *axes[dim:]]
+
+
+def pixel_shuffle(walk: Walk, node: Node) -> Axes:
+    """``(C r^2, H, W) -> (C, H r, W r)``: the r^2 channels of one output channel go together."""
+    source = walk.tensor_inputs(node)[0]
+    axes, scale = list(walk.axes(source)), int(walk.arg(node, "upscale_factor")) ** 2
+    _freeze_plane(walk, axes)
+    labels = axes[-3]
+    if labels is not None:
+        labels = walk.table.merge_columns(np.ascontiguousarray(labels.reshape(-1, scale).T))
+    return [*axes[:-3], labels, None, None]
+
+
+def pixel_unshuffle(walk: Walk, node: Node) -> Axes:
+    """``(C, H r, W r) -> (C r^2, H, W)``: each channel becomes r^2 that go together."""
+    source = walk.tensor_inputs(node)[0]
+    axes, scale = list(walk.axes(source)), int(walk.arg(node, "downscale_factor")) ** 2
+    _freeze_plane(walk, axes)
+    labels = axes[-3]
+    return [*axes[:-3], None if labels is None else np.repeat(labels, scale), None, None]
+
+
+def channel_shuffle(walk: Walk, node: Node) -> Axes:
+    """Channel ``(i, j)`` of g runs goes to ``(j, i)``: a reshape, a transpose and a reshape, so columns are tied."""
+    source, groups = walk.tensor_inputs(node)[0], int(walk.arg(node, "groups"))
+    axes = list(walk.axes(source))
+    labels: Labels = axes[1]
+    if labels is not None:
+        axes[1] = np.repeat(walk.table.merge_columns(labels.reshape(groups, -1)), groups)
+    return axes
+
+
+def roll(walk: Walk, node: Node) -> Axes:
+    """A cyclic shift: tracked dimensions that are shifted stay whole."""
+    axes = list(walk.axes(walk.tensor_inputs(node)[0]))
+    dims = [int(d) % len(axes) for d in walk.arg(node, "dims")] or list(range(len(axes)))
+    for d in dims:
+        walk.table.freeze(axes[d], "shifted cyclically")
+        axes[d] = None
+    return axes
+
+
+def _freeze_plane(walk: Walk, axes: Axes) -> None:
+    for labels in axes[-2:]:
+        walk.table.freeze(labels, "rearranged in the plane")
+
+
+HANDLERS: dict[str, Handler] = {
+    **{
+        f"aten::{name}": view
+        for name in ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "_reshape_alias")
+    },
+    "aten::permute": permute,
+    "aten::transpose": transpose,
+    "aten::swapaxes": transpose,
+    "aten::t": transpose,
+    "aten::numpy_T": transpose,
+    "aten::movedim": movedim,
+    "aten::squeeze": squeeze,
+    "aten::unsqueeze": unsqueeze,
+    "aten::pixel_shuffle": pixel_shuffle,
+    "aten::pixel_unshuffle": pixel_unshuffle,
+    "aten::channel_shuffle": channel_shuffle,
+    "aten::roll": roll,
+}

@@ -1,0 +1,330 @@
+"""From a PyTorch module and an example input to its channel graph, by ``torch.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from qcqp_prune.errors import TraceError, UnknownLayerError
+from qcqp_prune.graph.axes import Axes
+from qcqp_prune.graph.channels import Attribute, ChannelGraph, IntArray, Layer, TensorSpec
+from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
+from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
+from qcqp_prune.graph.ops import HANDLERS
+from qcqp_prune.graph.ops.joins import pointwise
+from qcqp_prune.graph.walk import Handler, Walk, is_pointwise, op_name
+
+logger = logging.getLogger(__name__)
+
+Ignored = Iterable[str | nn.Module]
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    ignored_layers: Ignored = (),
+    round_to: Amount = 1,
+    min_keep: Amount = 1,
+    handlers: Mapping[str, Handler] | None = None,
+) -> ChannelGraph:
+    """Find which channels of a network live and die together, and what each costs.
+
+    The model is exported in eval mode and comes back in the mode it came in; nothing of it is changed.
+
+    Args:
+        model: any module that ``torch.export`` takes.
+        example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. The first dimension of the
+            first tensor is the batch; counts are of one sample.
+        ignored_layers: modules, names or globs whose outputs are all kept. Their inputs may still shrink.
+        round_to: kept channels of a layer are a multiple of this, or all of them; a number, or one for each glob.
+        min_keep: least kept channels of a layer: a number, a share (float up to 1), or one for each glob.
+        handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
+
+    Raises:
+        TraceError: the model does not run on the example inputs, or does not export.
+        UnknownLayerError: an ignored layer or a glob matches nothing.
+    """
+    limits = Limits(round_to, min_keep)
+    call = as_call(example_inputs)
+    program = export(model, call)
+    names = canonical_names(model)
+    placeholders = state_placeholders(program, names)
+    walk = Walk(model, placeholders, batch_size(call))
+    _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
+    layers = _named_layers(walk, names)
+    _ignore(walk, model, ignored_layers, layers)
+    for glob in limits.globs():
+        _require_match(glob, [x.name for x in layers], model)
+    grouping = group_units(walk.table, layers, _with_segments(walk), limits)
+    return _assemble(model, walk, layers, grouping, call, names)
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; each module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **options: Any) -> ExportedProgram:
+    """``torch.export`` in eval mode, with errors that say what to do.
+
+    Raises:
+        TraceError: the model is scripted, does not run on the inputs, or does not export.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("the model is a scripted module, which cannot be traced: pass the nn.Module it was made from")
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
+    args, kwargs = call
+    with eval_mode(model), torch.no_grad():
+        try:
+            model(*args, **kwargs)
+        except Exception as error:  # whatever a user's forward raises
+            raise TraceError(
+                f"{type(model).__name__} does not run on the example inputs ({_first_line(error)}): "
+                "give inputs of the shape, type and device that its forward takes"
+            ) from error
+        try:
+            return torch.export.export(model, args, kwargs, strict=False, **options)
+        except Exception as error:  # torch.export raises many kinds
+            raise TraceError(
+                f"{type(model).__name__} runs but torch.export cannot follow its forward ({_first_line(error)}): "
+                "remove control flow that depends on tensor values, or pass the part of the model that has none"
+            ) from error
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """For each state-dict path of a parameter or buffer the first path of the same tensor."""
+    first: dict[int, str] = {}
+    names = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in tensors:
+        names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def state_placeholders(program: ExportedProgram, names: Mapping[str, str]) -> dict[str, str]:
+    """For each placeholder of a parameter or buffer the canonical state-dict name."""
+    signature = program.graph_signature
+    found = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {placeholder: names[name] for placeholder, name in found.items()}
+
+
+def _walk(walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str], table: Mapping[str, Handler]) -> None:
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            walk.set_axes(node, _placeholder(walk, program, node, placeholders))
+        elif node.op == "output":
+            walk.freeze_inputs(node, "network output")
+        elif node.op == "call_function":
+            walk.set_axes(node, _call(walk, node, table))
+        else:
+            walk.set_axes(node, [])
+
+
+def _placeholder(walk: Walk, program: ExportedProgram, node: Node, placeholders: Mapping[str, str]) -> Axes:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return []
+    name = placeholders.get(node.name)
+    if name is not None:
+        if name not in walk.tensor_axes:
+            walk.tensor_axes[name] = [walk.table.fresh(int(size)) for size in value.shape]
+        return list(walk.tensor_axes[name])
+    is_input = node.name in program.graph_signature.user_inputs
+    reason = "network input" if is_input else "a constant written into forward"
+    axes: Axes = [walk.table.fresh(int(size)) for size in value.shape]
+    for labels in axes:
+        walk.table.freeze(labels, reason)
+    return [None, *axes[1:]] if is_input and axes else axes
+
+
+def _call(walk: Walk, node: Node, table: Mapping[str, Handler]) -> Axes | list[Axes]:
+    value = node.meta.get("val")
+    many = isinstance(value, list | tuple)
+    if not isinstance(value, torch.Tensor) and not many:
+        return []
+    name = op_name(node)
+    handler = table.get(name)
+    if handler is None and is_pointwise(node):
+        handler = pointwise
+    if handler is not None:
+        return handler(walk, node)
+    if name not in {note.text for note in walk.notes}:
+        walk.note(node, f"no handler for {name}: what it reads is kept whole")
+    walk.freeze_inputs(node, f"read by {name}, which has no handler")
+    tensors = value if isinstance(value, list | tuple) else [value]
+    untracked: list[Axes] = [[None] * v.ndim if isinstance(v, torch.Tensor) else [] for v in tensors]
+    return untracked if many else untracked[0]
+
+
+def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
+    """Unique names: the module path where the operator is its module's own, else the weight's path."""
+    aliases: dict[str, list[str]] = {}
+    for name, canonical in names.items():
+        aliases.setdefault(canonical, []).append(name)
+    seen: dict[str, int] = {}
+    layers = []
+    for found in walk.layers:
+        owners = [alias.rpartition(".")[0] for alias in aliases.get(found.weight, [found.node.name])]
+        path = walk.module_path(found.node)
+        base = path if path in owners else (owners[0] or found.weight)
+        seen[base] = seen.get(base, 0) + 1
+        name = base if seen[base] == 1 else f"{base}@{seen[base]}"
+        layers.append(NamedLayer(name, found.in_labels, found.out_labels))
+    return layers
+
+
+def _ignore(walk: Walk, model: nn.Module, ignored: Ignored, layers: list[NamedLayer]) -> None:
+    if isinstance(ignored, str | nn.Module):
+        ignored = [ignored]
+    paths = {module: path for path, module in model.named_modules()}
+    for entry in ignored:
+        if isinstance(entry, nn.Module):
+            if entry not in paths:
+                raise UnknownLayerError(
+                    f"ignored_layers holds a {type(entry).__name__} that is no part of {type(model).__name__}: "
+                    "take it from the model that is traced"
+                )
+            entry = paths[entry]
+        _require_match(entry, [x.name for x in layers], model)
+        for layer in layers:
+            if matches(layer.name, entry):
+                walk.table.freeze(layer.out_labels, f"in ignored_layers ({entry})")
+
+
+def _require_match(pattern: str, layers: list[str], model: nn.Module) -> None:
+    if any(matches(name, pattern) for name in layers):
+        return
+    modules = dict(model.named_modules())
+    if pattern in modules:
+        raise UnknownLayerError(
+            f"{pattern!r} is a {type(modules[pattern]).__name__} with no convolution or linear layer in it: "
+            "name a layer that has a weight matrix"
+        )
+    near = difflib.get_close_matches(pattern, [*layers, *modules], n=1, cutoff=0.0)
+    raise UnknownLayerError(f"no layer is called {pattern!r}: did you mean {near[0]!r}?" if near else "no layers")
+
+
+def _with_segments(walk: Walk) -> dict[str, Axes]:
+    """Labels of each tensor's dimensions; dimension 1 of a grouped weight lists the segments one after another."""
+    axes = {name: list(labels) for name, labels in walk.tensor_axes.items()}
+    for name, (_, labels) in walk.segmented.items():
+        axes[name][1] = labels
+    return axes
+
+
+def _assemble(
+    model: nn.Module,
+    walk: Walk,
+    named: list[NamedLayer],
+    grouping: Grouping,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    names: Mapping[str, str],
+) -> ChannelGraph:
+    axes = _AxisPool(grouping)
+    layers = [
+        Layer(
+            name=layer.name,
+            op=found.op,
+            weight=found.weight,
+            in_axis=axes.index(found.in_labels),
+            out_axis=axes.index(found.out_labels),
+            segments=found.segments,
+            macs_per_pair=found.macs_per_pair,
+            out_elements=found.out_elements,
+            itemsize=found.itemsize,
+        )
+        for found, layer in zip(walk.layers, named, strict=True)
+    ]
+    tensors = list(_tensors(model, walk, axes, names))
+    inputs, tree = describe(call)
+    return ChannelGraph(
+        model=type(model).__name__,
+        groups=tuple(grouping.groups),
+        axes=tuple(axes.units),
+        layers=tuple(layers),
+        tensors=tuple(tensors),
+        inputs=inputs,
+        batch=walk.batch,
+        input_tree=tree,
+        attributes=tuple(_attributes(walk, grouping)),
+        notes=tuple(dict.fromkeys(walk.notes)),
+    )
+
+
+class _AxisPool:
+    """Distinct axes, numbered in order of appearance."""
+
+    def __init__(self, grouping: Grouping) -> None:
+        self.units: list[IntArray] = []
+        self._grouping = grouping
+        self._index: dict[bytes, int] = {}
+
+    def index(self, labels: IntArray) -> int:
+        units = self._grouping.units(labels)
+        key = units.tobytes()
+        if key not in self._index:
+            self._index[key] = len(self.units)
+            self.units.append(units)
+        return self._index[key]
+
+    def tracked(self, labels: IntArray | None) -> int | None:
+        """The axis of a dimension all of whose positions belong to units; None otherwise."""
+        if labels is None or (self._grouping.units(labels) < 0).any():
+            return None
+        return self.index(labels)
+
+
+def _tensors(model: nn.Module, walk: Walk, axes: _AxisPool, names: Mapping[str, str]) -> Iterator[TensorSpec]:
+    labels = _with_segments(walk)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+    for name, tensor in tensors.items():
+        if names[name] != name:
+            continue
+        dims = labels.get(name, [None] * tensor.ndim)
+        yield TensorSpec(
+            name=name,
+            aliases=tuple(alias for alias, first in names.items() if first == name and alias != name),
+            kind="parameter" if name in parameters else "buffer",
+            shape=tuple(tensor.shape),
+            itemsize=tensor.element_size(),
+            axes=tuple(axes.tracked(d) for d in dims),
+            segments=walk.segmented[name][0] if name in walk.segmented else 1,
+        )
+
+
+def _attributes(walk: Walk, grouping: Grouping) -> Iterator[Attribute]:
+    for found in walk.attributes.values():
+        parts = []
+        for part in found.parts:
+            if isinstance(part, int):
+                parts.append(part)
+                continue
+            units = grouping.units(part)
+            parts.append(len(part) if (units < 0).any() else tuple(units.tolist()))
+        if any(not isinstance(part, int) for part in parts):
+            yield Attribute(found.module, found.name, tuple(parts), found.scalar)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+

@@ -1,0 +1,180 @@
+"""The walk over an exported graph: what an operator handler sees and may do."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.fx import Node
+
+from qcqp_prune.graph.axes import Axes, Labels, LabelTable
+from qcqp_prune.graph.channels import IntArray, Note
+
+Handler = Callable[["Walk", Node], "Axes | list[Axes]"]
+"""Says how labels flow through one operator: labels of its output, or of each output where it gives a sequence."""
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A call with a weight matrix, before units are numbered."""
+
+    node: Node
+    op: str
+    weight: str
+    in_labels: IntArray
+    out_labels: IntArray
+    segments: int
+    macs_per_pair: int
+    out_elements: int
+    itemsize: int
+
+
+@dataclass(frozen=True)
+class FoundAttribute:
+    """A module attribute that follows the kept counts, before units are numbered.
+
+    Attributes:
+        module: module path.
+        name: attribute name.
+        parts: for each entry of the value the labels that it counts, or the integer that it stays.
+        scalar: whether the value is one integer, not a tuple.
+    """
+
+    module: str
+    name: str
+    parts: tuple[IntArray | int, ...]
+    scalar: bool
+
+
+class Walk:
+    """State of one walk in execution order. Handlers read arguments and labels here, and record what they find."""
+
+    def __init__(self, model: torch.nn.Module, tensors: Mapping[str, str], batch: int) -> None:
+        """Start a walk.
+
+        Args:
+            model: the traced module.
+            tensors: for each graph placeholder of a parameter or buffer its state-dict name (aliases resolved).
+            batch: samples in the example input.
+        """
+        self.table = LabelTable()
+        self.layers: list[FoundLayer] = []
+        self.attributes: dict[tuple[str, str], FoundAttribute] = {}
+        self.segmented: dict[str, tuple[int, IntArray]] = {}
+        self.tensor_axes: dict[str, Axes] = {}
+        self.notes: list[Note] = []
+        self.batch = batch
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._tensors = tensors
+        self._axes: dict[Node, Axes | list[Axes]] = {}
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of a node's tensor."""
+        return tuple(int(s) for s in node.meta["val"].shape)
+
+    def arg(self, node: Node, name: str, default: Any = None) -> Any:
+        """An operator's argument by its schema name, or the schema's default, or ``default``."""
+        schema = cast(torch._ops.OpOverload, node.target)._schema
+        for position, argument in enumerate(schema.arguments):
+            if argument.name == name:
+                if name in node.kwargs:
+                    return node.kwargs[name]
+                if position < len(node.args):
+                    return node.args[position]
+                return argument.default_value if argument.has_default_value() else default
+        return default
+
+    def axes(self, node: Node) -> Axes:
+        """Labels of each dimension of a tensor."""
+        return cast(Axes, self._axes[node])
+
+    def axis(self, node: Node, dim: int) -> Labels:
+        """Labels of one dimension; fresh ones are not made."""
+        return self.axes(node)[dim]
+
+    def tensor_inputs(self, node: Node) -> list[Node]:
+        """The nodes among the arguments that are tensors."""
+        return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+
+    def parameter(self, node: Any) -> str | None:
+        """State-dict name of a parameter or buffer, seen through copies and pointwise changes of the same shape."""
+        seen = 0
+        while isinstance(node, Node) and seen < 32:
+            if node.name in self._tensors:
+                return self._tensors[node.name]
+            shape = self.shape(node)
+            sources = [n for n in self.tensor_inputs(node) if self.shape(n) == shape]
+            node, seen = (sources[0] if sources else None), seen + 1
+        return None
+
+    def module_path(self, node: Node) -> str:
+        """Path of the module in whose ``forward`` the operator stands."""
+        stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+        return str(list(stack.values())[-1][0]).split("@")[0]
+
+    # -- recording ----------------------------------------------------------------------------------------------
+
+    def set_axes(self, node: Node, axes: Axes | list[Axes]) -> None:
+        self._axes[node] = axes
+
+    def raw_axes(self, node: Node) -> Axes | list[Axes]:
+        """Labels as stored: of one tensor, or of each of a sequence."""
+        return self._axes[node]
+
+    def note(self, node: Node, text: str) -> None:
+        """Tell the user about a decision."""
+        self.notes.append(Note(self.module_path(node) or node.name, text))
+
+    def freeze_inputs(self, node: Node, reason: str) -> None:
+        """Freeze every tracked dimension that an operator reads."""
+        for source in node.all_input_nodes:
+            stored = self._axes.get(source, [])
+            for axes in stored if stored and isinstance(stored[0], list) else [stored]:
+                for labels in cast(Axes, axes):
+                    self.table.freeze(labels, reason)
+
+    def attribute(self, node: Node, values: Mapping[str, Sequence[IntArray | int] | IntArray]) -> None:
+        """Record module attributes that must follow the kept counts.
+
+        They are recorded together or not at all: a module whose present values differ is not the operator's own.
+
+        Args:
+            node: the operator.
+            values: for each attribute name its labels (an integer attribute), or a sequence of labels and constants.
+        """
+        path = self.module_path(node)
+        module = self._modules.get(path)
+        found = []
+        for name, value in values.items():
+            scalar = not isinstance(value, list | tuple)
+            parts = cast("tuple[IntArray | int, ...]", (value,) if scalar else tuple(cast(Sequence[Any], value)))
+            now = tuple(p if isinstance(p, int) else len(p) for p in parts)
+            present = getattr(module, name, None)
+            if present != (now[0] if scalar else now) and not (not scalar and _as_tuple(present) == now):
+                return
+            found.append(FoundAttribute(path, name, parts, scalar))
+        for attribute in found:
+            self.attributes.setdefault((path, attribute.name), attribute)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...] | None:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+
+
+def op_name(node: Node) -> str:
+    """``aten::relu`` for ``relu``, ``relu_`` and any overload; ``getitem`` for Python's."""
+    if node.target is operator.getitem:
+        return "getitem"
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.removesuffix("_")
+    return str(node.target)
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether PyTorch itself tags the operator as pointwise."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags

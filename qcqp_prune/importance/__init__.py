@@ -1,0 +1,6 @@
+"""Importance: what each unit, and each pair of neighbouring units, is worth. Callables ``(model, graph) -> PairwiseForm``."""
+
+from qcqp_prune.importance.magnitude import BatchNormScale, Magnitude
+from qcqp_prune.importance.taylor import Taylor
+
+__all__ = ["BatchNormScale", "Magnitude", "Taylor"]

@@ -1,0 +1,85 @@
+"""From one score for each (output, input) pair of a layer's weight to an objective over units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcqp_prune.errors import InvalidScoreError, MaskMismatchError
+from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
+from qcqp_prune.program.forms import FloatArray, PairTerm, PairwiseForm
+
+
+def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
+    """The weight of each layer by name, detached.
+
+    Raises:
+        MaskMismatchError: the model is not the one that was traced.
+        InvalidScoreError: a weight holds NaN or infinity.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    shapes = {spec.name: spec.shape for spec in graph.tensors}
+    weights = {}
+    for name in dict.fromkeys(layer.weight for layer in graph.layers if layer.weight):
+        tensor = tensors.get(name)
+        if tensor is None or tuple(tensor.shape) != shapes[name]:
+            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shapes[name]}"
+            raise MaskMismatchError(f"{name} {found}: trace this model, then compute its importance")
+        if not torch.isfinite(tensor).all():
+            raise InvalidScoreError(f"{name} holds NaN or infinity: repair or retrain the model before pruning it")
+        weights[name] = tensor.detach()
+    return weights
+
+
+def pair_scores(layer: Layer, entries: torch.Tensor) -> FloatArray:
+    """Scores of kernel entries summed over the kernel.
+
+    Args:
+        layer: the layer whose weight the entries belong to.
+        entries: in the weight's shape.
+
+    Returns:
+        ``(segments, outputs of a segment, inputs of a segment) float64``.
+    """
+    matrix = entries.double().reshape(entries.shape[0], entries.shape[1], -1).sum(-1)
+    if "transpose" in layer.op:
+        rows = matrix.reshape(layer.segments, -1, matrix.shape[1]).transpose(1, 2)
+    else:
+        rows = matrix.reshape(layer.segments, -1, matrix.shape[1])
+    return np.ascontiguousarray(rows.cpu().numpy())
+
+
+def pairwise_form(graph: ChannelGraph, scores: Mapping[str, FloatArray], unit: str = "dimensionless") -> PairwiseForm:
+    """The objective ``sum_l <I_l, A_l>`` of per-layer scores.
+
+    A pair of one unit with itself (depthwise) gives a linear term.
+
+    Args:
+        graph: the channel graph.
+        scores: for each layer name ``(segments, outputs, inputs)`` as from ``pair_scores``; layers may be left out.
+        unit: unit of the scores, for reports.
+
+    References:
+        Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), eq. 2.
+    """
+    unary = np.zeros(graph.unit_count)
+    terms: list[PairTerm] = []
+    for layer in graph.layers:
+        if layer.name not in scores:
+            continue
+        score = scores[layer.name]
+        outs = graph.axes[layer.out_axis].reshape(layer.segments, -1)
+        ins = graph.axes[layer.in_axis].reshape(layer.segments, -1)
+        if graph.is_depthwise(layer):
+            np.add.at(unary, outs[:, 0], score.sum((1, 2)))
+        else:
+            terms += [PairTerm(rows, cols, block) for rows, cols, block in zip(outs, ins, score, strict=True)]
+    return PairwiseForm(unary=unary, pairs=tuple(terms), unit=unit)
+
+
+def add_vector(unary: FloatArray, units: IntArray, values: torch.Tensor) -> None:
+    """Add one value for each position of an axis to the units that own them, in place."""
+    np.add.at(unary, units, values.detach().double().cpu().numpy())

@@ -1,0 +1,90 @@
+"""Importances that are read off the weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.importance.layerwise import add_vector, pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.program.forms import FloatArray, PairwiseForm
+
+Variant = Literal["paper", "authors", "l2"]
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Size of the weights between two units, each layer scaled by its norm.
+
+    With ``S[o, i]`` the score of the kernel from input i to output o of a layer:
+
+    * ``paper``: ``S = sum_k |W[o, i, k]| / ||W||_2``;
+    * ``authors``: ``S = K / ||K||_2`` with ``K[o, i] = sum_k |W[o, i, k]|``, as their published code does;
+    * ``l2``: ``S = N / ||N||_2`` with ``N[o, i] = sqrt(sum_k W[o, i, k]^2)``, so ``||N||_2 = ||W||_2``.
+
+    A layer whose weight is wholly zero scores zero.
+
+    References:
+        Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), section 3.1.
+    """
+
+    variant: Variant = "paper"
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("paper", "authors", "l2"):
+            raise InvalidOptionError(f"variant={self.variant!r}: choose paper, authors or l2")
+
+    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
+        """The objective over the graph's units, dimensionless.
+
+        Raises:
+            MaskMismatchError: the model is not the one that was traced.
+            InvalidScoreError: a weight holds NaN or infinity.
+        """
+        weights = weight_tensors(model, graph)
+        scores: dict[str, FloatArray] = {}
+        for layer in graph.layers:
+            if layer.weight:
+                weight = weights[layer.weight].double()
+                if self.variant == "l2":
+                    score = np.sqrt(pair_scores(layer, weight.square()))
+                else:
+                    score = pair_scores(layer, weight.abs())
+                norm = float(torch.linalg.vector_norm(weight)) if self.variant == "paper" else np.linalg.norm(score)
+                scores[layer.name] = score / norm if norm > 0 else score
+        return pairwise_form(graph, scores)
+
+
+@dataclass(frozen=True)
+class BatchNormScale:
+    """``|gamma|`` of the batch norms on a unit: linear, no coupling.
+
+    References:
+        Liu et al., "Learning efficient convolutional networks through network slimming" (ICCV 2017).
+    """
+
+    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
+        """The objective over the graph's units.
+
+        Raises:
+            InvalidScoreError: the model has no batch norm with a scale, or a scale is NaN or infinite.
+        """
+        axis_of = {spec.name: spec.axes for spec in graph.tensors}
+        unary = np.zeros(graph.unit_count)
+        found = False
+        for path, module in model.named_modules():
+            name = f"{path}.weight" if path else "weight"
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.weight is None:
+                continue
+            axes = axis_of.get(name, (None,))
+            if axes[0] is not None:
+                found = True
+                add_vector(unary, graph.axes[axes[0]], module.weight.abs())
+        if not found:
+            raise InvalidScoreError("the model has no batch norm with a scale on a prunable axis: use Magnitude or Taylor")
+        return PairwiseForm(unary=unary)

@@ -1,0 +1,80 @@
+"""First-order Taylor importance: how much the loss is estimated to change when weights are removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.trace import eval_mode
+from qcqp_prune.importance.layerwise import pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.program.forms import PairwiseForm
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Taylor:
+    """``S[o, i] = mean over batches of |sum_k W[o, i, k] dL/dW[o, i, k]|``, for each pair of units.
+
+    Gradients are taken in eval mode, so batch norms use their running statistics; the model's own gradients and
+    modes are left as they were.
+
+    Attributes:
+        batches: pairs of (inputs, targets); iterated once.
+        loss: ``loss(model(inputs), targets)``; cross-entropy when None.
+
+    References:
+        Molchanov et al., "Importance estimation for neural network pruning" (CVPR 2019), eq. 8, here per pair of
+        an input and an output channel.
+    """
+
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    loss: Loss | None = None
+
+    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
+        """The objective over the graph's units, in units of the loss.
+
+        Raises:
+            InvalidOptionError: there is no batch, or a layer's weight does not require a gradient.
+            InvalidScoreError: a gradient is NaN or infinite.
+        """
+        weight_tensors(model, graph)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        names = list(dict.fromkeys(layer.weight for layer in graph.layers if layer.weight))
+        frozen = [n for n in names if n not in parameters or not parameters[n].requires_grad]
+        if frozen:
+            raise InvalidOptionError(
+                f"{frozen[0]} and {len(frozen) - 1} more weights do not require gradients, which Taylor needs: "
+                "call requires_grad_(True) on the model, or use Magnitude"
+            )
+        weights = [parameters[n] for n in names]
+        loss = self.loss or nn.functional.cross_entropy
+        totals = [torch.zeros(p.shape[:2], dtype=torch.float64, device=p.device) for p in weights]
+        count = 0
+        with eval_mode(model), torch.enable_grad():
+            for inputs, targets in self.batches:
+                value = loss(model(inputs.to(weights[0].device)), targets.to(weights[0].device))
+                gradients = torch.autograd.grad(value, weights, allow_unused=True)
+                for total, weight, gradient in zip(totals, weights, gradients, strict=True):
+                    if gradient is not None:
+                        product = (weight.detach().double() * gradient.double()).reshape(*weight.shape[:2], -1)
+                        total += product.sum(-1).abs()
+                count += 1
+        if count == 0:
+            raise InvalidOptionError("Taylor was given no batch: pass a loader with at least one (one-shot iterators run dry)")
+        mean = {name: total / count for name, total in zip(names, totals, strict=True)}
+        broken = [name for name, total in mean.items() if not torch.isfinite(total).all()]
+        if broken:
+            raise InvalidScoreError(f"the gradient of {broken[0]} is NaN or infinite: check the loss and the data")
+        calls: dict[str, int] = {}
+        for layer in graph.layers:
+            calls[layer.weight] = calls.get(layer.weight, 0) + 1
+        # The gradient of a weight that is used several times is of all its uses together: each gets its share.
+        scores = {x.name: pair_scores(x, mean[x.weight]) / calls[x.weight] for x in graph.layers if x.weight}
+        return pairwise_form(graph, scores, unit="loss")

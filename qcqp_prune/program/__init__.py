@@ -1,0 +1,1 @@
+"""Forms, problem and program: what is solved, in plain arrays. No torch."""

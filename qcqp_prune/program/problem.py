@@ -1,0 +1,244 @@
+"""The pruning problem as a user states it: a graph, what its units are worth, and what may be spent."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from qcqp_prune.errors import InfeasibleError, InvalidBudgetError, InvalidScoreError, NothingToPruneError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Group, IntArray
+from qcqp_prune.program.forms import CountForm, PairwiseForm
+
+RESOURCE_ENTRY_POINTS = "qcqp_prune.resources"
+
+
+@runtime_checkable
+class Resource(Protocol):
+    """Something that a network uses up, counted exactly.
+
+    A resource may also have ``measure(module, example_inputs) -> int``: an independent count on a real network.
+    """
+
+    name: str
+    unit: str
+
+    def form(self, graph: ChannelGraph) -> CountForm:
+        """The use as an integer form in the kept counts of the graph's groups."""
+
+
+BudgetValue = int | float | str
+Budgets = BudgetValue | Mapping[str, BudgetValue]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most ``at_most`` units of a resource, or at most the share ``fraction`` of what the dense network uses."""
+
+    resource: str
+    at_most: int | None = None
+    fraction: Fraction | None = None
+
+    def limit(self, dense: int) -> int:
+        """The largest integer use that meets the budget."""
+        return self.at_most if self.at_most is not None else math.floor(Fraction(self.fraction or 0) * dense)
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetRow:
+    """A resource with its exact form, and its limit where there is one.
+
+    Attributes:
+        dense, smallest: use of the whole network, and the least that any allowed selection reaches.
+        limit: largest allowed use, None where the resource is only reported.
+    """
+
+    resource: str
+    unit: str
+    form: CountForm
+    dense: int
+    smallest: int
+    limit: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PruningProblem:
+    """Maximise ``objective`` over the graph's units so that each budget is met.
+
+    Build it with ``PruningProblem.build``. Source: Jeong et al., "Optimal channel selection with discrete QCQP"
+    (AISTATS 2022), eq. 2.
+
+    Attributes:
+        graph: the channel graph.
+        objective: what kept units are worth.
+        rows: every known resource, budgeted or only reported.
+    """
+
+    graph: ChannelGraph
+    objective: PairwiseForm
+    rows: tuple[BudgetRow, ...]
+
+    @classmethod
+    def build(
+        cls,
+        graph: ChannelGraph,
+        objective: PairwiseForm,
+        budgets: Budgets,
+        *,
+        resources: Sequence[Resource] = (),
+    ) -> PruningProblem:
+        """State a problem and check that it can be solved at all.
+
+        Args:
+            graph: from ``trace``.
+            objective: from an importance, over the graph's units.
+            budgets: ``"50%"`` or ``300_000_000`` for MACs, or a mapping such as ``{"macs": "50%", "params": "2M"}``.
+                Percentages and floats up to 1 are shares of the dense network; suffixes k, M, G and, for bytes,
+                kB, MB, GB are decimal.
+            resources: further resources, usable by name in ``budgets``.
+
+        Raises:
+            InvalidBudgetError: a budget cannot be read, is not positive, is above 100 %, or its resource is unknown.
+            InvalidScoreError: the objective is not over this graph's units.
+            NothingToPruneError: every unit is frozen.
+            InfeasibleError: a budget is below the smallest attainable use.
+        """
+        if objective.unary.shape != (graph.unit_count,):
+            raise InvalidScoreError(
+                f"the objective has {objective.unary.shape} scores, the graph {graph.unit_count} units: "
+                "compute the importance on this graph"
+            )
+        if graph.prunable_count == 0:
+            reasons = sorted({g.frozen_reason or "" for g in graph.groups})
+            raise NothingToPruneError(
+                f"no layer of {graph.model} can be pruned ({'; '.join(reasons) or 'it has no convolution or linear layer'}): "
+                "remove entries from ignored_layers or choose another model"
+            )
+        known = {r.name: r for r in (*known_resources().values(), *resources)}
+        parsed = {b.resource: b for b in parse_budgets(budgets, known)}
+        counts = least_counts(graph.groups)
+        rows = []
+        for name, resource in known.items():
+            form = resource.form(graph)
+            _require_monotone(name, form)
+            dense = form.evaluate([g.width for g in graph.groups])
+            row = BudgetRow(name, resource.unit, form, dense, form.evaluate(counts))
+            rows.append(replace(row, limit=parsed[name].limit(dense)) if name in parsed else row)
+        problem = cls(graph, objective, tuple(rows))
+        problem._require_feasible()
+        return problem
+
+    @property
+    def budgeted(self) -> tuple[BudgetRow, ...]:
+        """The rows that have a limit."""
+        return tuple(r for r in self.rows if r.limit is not None)
+
+    def counts(self, mask: BoolArray) -> IntArray:
+        """Kept units of each group, ``(group_count,)``."""
+        return np.bincount(self.graph.group_of_unit[mask], minlength=len(self.graph.groups)).astype(np.int64)
+
+    def usage(self, mask: BoolArray) -> dict[str, int]:
+        """Exact use of every known resource at a 0/1 mask over all units."""
+        counts = self.counts(mask)
+        return {row.resource: row.form.evaluate(counts) for row in self.rows}
+
+    def _require_feasible(self) -> None:
+        short = [r for r in self.budgeted if r.limit is not None and r.limit < r.smallest]
+        if not short:
+            return
+        row = max(short, key=lambda r: Fraction(r.smallest, max(r.limit or 0, 1)))
+        frozen = [g for g in self.graph.groups if g.frozen_reason is not None]
+        raise InfeasibleError(
+            f"no selection meets the budget of {row.limit:,} {row.unit} ({row.resource}): the smallest attainable use is "
+            f"{row.smallest:,} of {row.dense:,} ({row.smallest / row.dense:.2%}), with {len(frozen)} of "
+            f"{len(self.graph.groups)} groups frozen. Raise the budget to at least that, lower min_keep or round_to, or "
+            "take layers out of ignored_layers",
+            resource=row.resource,
+            limit=row.limit or 0,
+            smallest=row.smallest,
+        )
+
+
+@lru_cache(maxsize=1)
+def known_resources() -> dict[str, Resource]:
+    """The resources registered under the entry points ``qcqp_prune.resources``, ours and third parties' alike."""
+    points = sorted(entry_points(group=RESOURCE_ENTRY_POINTS), key=lambda point: point.name)
+    loaded = [point.load()() for point in points]
+    return {resource.name: resource for resource in loaded}
+
+
+def least_counts(groups: Sequence[Group]) -> list[int]:
+    """The least allowed kept count of each group, tied groups together: every resource is smallest there."""
+    allowed = allowed_counts(groups)
+    return [min(a) for a in allowed]
+
+
+def allowed_counts(groups: Sequence[Group]) -> list[list[int]]:
+    """The kept counts that each group may have, ascending; tied groups share those that suit them all."""
+    shared: dict[str, set[int]] = {}
+    for group in groups:
+        if group.tie is not None:
+            shared[group.tie] = shared.get(group.tie, set(group.counts())) & set(group.counts())
+    return [sorted(shared[g.tie]) if g.tie is not None else g.counts() for g in groups]
+
+
+def parse_budgets(budgets: Budgets, known: Mapping[str, Resource]) -> list[Budget]:
+    """Read what the user wrote; see ``PruningProblem.build``."""
+    if not isinstance(budgets, Mapping):
+        budgets = {"macs": budgets}
+    if not budgets:
+        raise InvalidBudgetError('no budget given: ask for something such as {"macs": "50%"}')
+    for name in budgets:
+        if name not in known:
+            raise InvalidBudgetError(
+                f"unknown resource {name!r} in budgets: choose from {', '.join(sorted(known))}"
+            )
+    return [_parse_budget(name, value) for name, value in budgets.items()]
+
+
+_NUMBER = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(%|[kMG]?B?)\s*")
+_SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _parse_budget(name: str, value: BudgetValue) -> Budget:
+    hint = (
+        'give a positive integer, a percentage such as "50%", a share such as 0.5, or a number such as "300M"'
+    )
+    if isinstance(value, bool) or not isinstance(value, int | float | str | np.integer | np.floating):
+        raise InvalidBudgetError(f"budget {value!r} for {name} is not a number: {hint}")
+    if isinstance(value, str):
+        match = _NUMBER.fullmatch(value)
+        if not match:
+            raise InvalidBudgetError(f"budget {value!r} for {name} cannot be read: {hint}")
+        number = Fraction(match[1].replace("_", "").replace(",", ""))
+        is_share = match[2] == "%"
+        amount = number / 100 if is_share else number * _SCALE[match[2].removesuffix("B")]
+    else:
+        if not math.isfinite(value):
+            raise InvalidBudgetError(f"budget {value!r} for {name} is not finite: {hint}")
+        is_share = isinstance(value, float | np.floating) and 0 < value <= 1
+        amount = Fraction(str(value)) if is_share else Fraction(value)
+    if amount <= 0:
+        raise InvalidBudgetError(f"budget {value!r} for {name} is not positive: {hint}")
+    if is_share:
+        if amount > 1:
+            raise InvalidBudgetError(
+                f"budget {value!r} for {name} is above 100 % of the dense network: {hint}"
+            )
+        return Budget(name, fraction=amount)
+    return Budget(name, at_most=math.floor(amount))
+
+
+def _require_monotone(name: str, form: CountForm) -> None:
+    if (form.linear < 0).any() or (form.coefs < 0).any():
+        raise InvalidBudgetError(
+            f"resource {name!r} has a negative coefficient, so keeping more could cost less: "
+            "a resource must be a non-negative form of the kept counts"
+        )

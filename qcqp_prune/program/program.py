@@ -1,0 +1,301 @@
+"""The program that a solver sees: 0/1 variables in groups, a quadratic objective, integer budgets. Arrays only."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import scipy.sparse as sp
+
+from qcqp_prune.errors import InvalidScoreError
+from qcqp_prune.program.coefficients import (
+    BoolArray,
+    Coefficient,
+    FloatArray,
+    IntArray,
+    LowRank,
+    added,
+    block,
+    dense,
+    times,
+    transposed,
+)
+from qcqp_prune.program.forms import CountForm, CountFormBuilder, PairTerm
+from qcqp_prune.program.problem import PruningProblem, allowed_counts
+
+
+@dataclass(frozen=True)
+class ProgramGroup:
+    """Like variables: a consecutive range, and the kept counts that are allowed.
+
+    Attributes:
+        name: the graph group's id.
+        start, width: the range of its variables.
+        counts: allowed numbers of ones, ascending.
+        tie: index of its tie class; groups of one class have equal counts.
+    """
+
+    name: str
+    start: int
+    width: int
+    counts: tuple[int, ...]
+    tie: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.width)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupPair:
+    """Coupling of two groups: ``x[first]^T coef x[second]``.
+
+    ``first < second``, or ``first == second`` with a dense strictly upper triangular ``coef``. A scalar stands for
+    ``scalar * ones``; low-rank factors are kept as they are.
+    """
+
+    first: int
+    second: int
+    coef: Coefficient
+
+
+@dataclass(frozen=True, eq=False)
+class CountConstraint:
+    """``form(n) <= limit`` over the counts of the program's groups, in exact integers."""
+
+    name: str
+    unit: str
+    form: CountForm
+    limit: int
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Maximise ``constant + linear . x + sum of pairs`` over 0/1 ``x`` so that all count constraints hold.
+
+    Attributes:
+        groups: partition of the variables.
+        linear: ``(n,)`` coefficients.
+        pairs: coupling, each pair of groups at most once.
+        constraints: the budgets.
+        constant: worth of what is always kept.
+        units: ``(n,)`` the graph unit behind each variable.
+        unit_count: number of units of the graph; those without a variable are always kept.
+    """
+
+    groups: tuple[ProgramGroup, ...]
+    linear: FloatArray
+    pairs: tuple[GroupPair, ...]
+    constraints: tuple[CountConstraint, ...]
+    constant: float
+    units: IntArray
+    unit_count: int
+
+    @property
+    def size(self) -> int:
+        """Number of 0/1 variables."""
+        return len(self.linear)
+
+    @cached_property
+    def pair_count(self) -> int:
+        """Number of nonzero products of two variables in the objective."""
+        total = 0
+        for pair in self.pairs:
+            if isinstance(pair.coef, np.ndarray):
+                total += int(np.count_nonzero(pair.coef))
+            else:
+                total += self.groups[pair.first].width * self.groups[pair.second].width
+        return total
+
+    @cached_property
+    def group_of(self) -> IntArray:
+        """Group index of each variable, ``(n,)``."""
+        return np.repeat(np.arange(len(self.groups), dtype=np.int64), [g.width for g in self.groups])
+
+    def counts(self, x: BoolArray) -> IntArray:
+        """Ones in each group, ``(group_count,)``."""
+        return np.bincount(self.group_of[x], minlength=len(self.groups)).astype(np.int64)
+
+    def objective(self, x: BoolArray) -> float:
+        """Worth of a 0/1 point ``(n,) bool``, with the constant."""
+        return self.constant + float(self.linear[x].sum()) + sum(self._pair_value(p, x) for p in self.pairs)
+
+    def gradient(self, x: FloatArray) -> FloatArray:
+        """Derivative of the objective at a real point, ``(n,)``: for 0/1 points, the worth of each unit given the rest."""
+        g = self.linear.copy()
+        for pair in self.pairs:
+            first, second = self.groups[pair.first].span, self.groups[pair.second].span
+            g[first] += times(pair.coef, x[second])
+            g[second] += times(pair.coef, x[first], transpose=True)
+        return g
+
+    def is_feasible(self, x: BoolArray) -> bool:
+        """Whether counts are allowed, ties hold and every budget is met, in integers."""
+        return self.counts_feasible(self.counts(x))
+
+    def counts_feasible(self, counts: IntArray) -> bool:
+        """The same for counts ``(group_count,)``: nothing but counts enters the constraints."""
+        ties: dict[int, int] = {}
+        for group, n in zip(self.groups, counts.tolist(), strict=True):
+            if n not in group.counts or ties.setdefault(group.tie, n) != n:
+                return False
+        return all(c.form.evaluate(counts) <= c.limit for c in self.constraints)
+
+    def mask(self, x: BoolArray) -> BoolArray:
+        """The mask over all units of the graph, ``(unit_count,)``."""
+        mask = np.ones(self.unit_count, dtype=np.bool_)
+        mask[self.units] = x
+        return mask
+
+    def entries(self) -> Iterator[tuple[int, int, float]]:
+        """Every nonzero product ``(i, j, coefficient)`` of the objective, ``i < j``."""
+        for pair in self.pairs:
+            first, second = self.groups[pair.first], self.groups[pair.second]
+            matrix = dense(pair.coef, (first.width, second.width))
+            for i, j in zip(*np.nonzero(matrix), strict=True):
+                yield first.start + int(i), second.start + int(j), float(matrix[i, j])
+
+    def _pair_value(self, pair: GroupPair, x: BoolArray) -> float:
+        rows, cols = x[self.groups[pair.first].span], x[self.groups[pair.second].span]
+        return float((rows * times(pair.coef, cols.astype(np.float64))).sum())
+
+    @classmethod
+    def from_problem(cls, problem: PruningProblem) -> Program:
+        """Drop what is frozen, and gather the objective by pairs of groups."""
+        graph = problem.graph
+        allowed = allowed_counts(graph.groups)
+        free = [g for g, counts in enumerate(allowed) if len(counts) > 1]
+        index = {g: k for k, g in enumerate(free)}
+        widths = [graph.groups[g].width for g in free]
+        starts = list(itertools.accumulate(widths, initial=0))
+        ties = _tie_classes([graph.groups[g].tie or f"group {g}" for g in free])
+        groups = tuple(
+            ProgramGroup(graph.groups[g].id, starts[k], widths[k], tuple(allowed[g]), ties[k])
+            for k, g in enumerate(free)
+        )
+        units = np.concatenate(
+            [np.zeros(0, np.int64), *(np.arange(graph.units(g).start, graph.units(g).stop) for g in free)]
+        )
+        gather = _Gather(problem, {int(g): k for g, k in index.items()})
+        for term in problem.objective.pairs:
+            gather.add(term)
+        constraints = tuple(
+            CountConstraint(r.resource, r.unit, _restrict(r.form, index, graph_widths(problem)), r.limit)
+            for r in problem.rows
+            if r.limit is not None
+        )
+        linear, constant, pairs = gather.result(units)
+        return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count)
+
+
+def graph_widths(problem: PruningProblem) -> list[int]:
+    """Full width of each group of the graph."""
+    return [g.width for g in problem.graph.groups]
+
+
+def _tie_classes(names: list[str]) -> list[int]:
+    order: dict[str, int] = {}
+    return [order.setdefault(name, len(order)) for name in names]
+
+
+def _restrict(form: CountForm, index: dict[int, int], widths: list[int]) -> CountForm:
+    """The form over the free groups only, the others at full width."""
+    builder = CountFormBuilder(len(index))
+    builder.add_constant(form.constant)
+    for g, coefficient in enumerate(form.linear.tolist()):
+        if g in index:
+            builder.add_counts(coefficient, {index[g]: 1})
+        else:
+            builder.add_constant(coefficient * widths[g])
+    for g, h, coefficient in zip(form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True):
+        free = [index[k] for k in (g, h) if k in index]
+        fixed = [widths[k] for k in (g, h) if k not in index]
+        scale = coefficient * int(np.prod(fixed, dtype=np.int64))
+        if len(free) == 2:
+            builder.add_product(scale, {free[0]: 1}, {free[1]: 1})
+        elif free:
+            builder.add_counts(scale, {free[0]: 1})
+        else:
+            builder.add_constant(scale)
+    return builder.build()
+
+
+class _Gather:
+    """Sorts pair terms over graph units into pairs of program groups, frozen units folded into linear terms."""
+
+    def __init__(self, problem: PruningProblem, index: dict[int, int]) -> None:
+        graph = problem.graph
+        self._offsets, self._group_of_unit = graph.offsets, graph.group_of_unit
+        self._widths = graph_widths(problem)
+        self._index = index
+        self._unary = problem.objective.unary.astype(np.float64).copy()
+        self._constant = float(problem.objective.constant)
+        self._free = np.isin(graph.group_of_unit, list(index))
+        self._pairs: dict[tuple[int, int], Coefficient] = {}
+
+    def add(self, term: PairTerm) -> None:
+        for rows, g in self._by_group(term.rows):
+            for cols, h in self._by_group(term.cols):
+                self._add_block(term, (rows, g), (cols, h))
+
+    def _by_group(self, units: IntArray) -> list[tuple[IntArray, int]]:
+        """Positions of a term's side that lie in each group, with the group; -1 gathers all frozen ones."""
+        groups = np.where(self._free[units], self._group_of_unit[units], -1)
+        return [(np.flatnonzero(groups == g), int(g)) for g in np.unique(groups)]
+
+    def _add_block(self, term: PairTerm, first: tuple[IntArray, int], second: tuple[IntArray, int]) -> None:
+        (rows, g), (cols, h) = first, second
+        coef = block(term.coef, rows, cols)
+        if g == -1 or h == -1:
+            shape = (len(rows), len(cols))
+            if g == -1 and h == -1:
+                self._constant += float(dense(coef, shape).sum())
+            elif h == -1:
+                np.add.at(self._unary, term.rows[rows], times(coef, np.ones(shape[1])))
+            else:
+                np.add.at(self._unary, term.cols[cols], times(coef, np.ones(shape[0]), transpose=True))
+            return
+        coef = self._to_units(coef, term.rows[rows], term.cols[cols], (g, h))
+        if g == h:
+            matrix = dense(coef, (self._widths[g], self._widths[g]))
+            self._unary[self._offsets[g] : self._offsets[g + 1]] += np.diag(matrix)
+            coef = np.triu(matrix + matrix.T, 1)
+        elif g > h:
+            g, h, coef = h, g, transposed(coef)
+        key = (self._index[g], self._index[h])
+        shape = (self._widths[g], self._widths[h])
+        self._pairs[key] = added(self._pairs[key], coef, shape) if key in self._pairs else coef
+
+    def _to_units(
+        self, coef: Coefficient, rows: IntArray, cols: IntArray, groups: tuple[int, int]
+    ) -> Coefficient:
+        """Add up positions of the same unit."""
+        g, h = groups
+        sum_rows = _aggregator(rows - self._offsets[g], self._widths[g])
+        sum_cols = _aggregator(cols - self._offsets[h], self._widths[h])
+        if isinstance(coef, LowRank):
+            return LowRank(np.asarray(sum_rows @ coef.left), np.asarray(sum_cols @ coef.right))
+        if isinstance(coef, np.ndarray):
+            return np.asarray((sum_cols @ np.asarray(sum_rows @ coef).T).T)
+        r, c = np.asarray(sum_rows.sum(1)).ravel(), np.asarray(sum_cols.sum(1)).ravel()
+        if (r == r[0]).all() and (c == c[0]).all():
+            return float(coef * r[0] * c[0])
+        return LowRank(coef * r[:, None], c[:, None])
+
+    def result(self, units: IntArray) -> tuple[FloatArray, float, tuple[GroupPair, ...]]:
+        frozen = self._unary[~self._free].sum()
+        pairs = tuple(
+            GroupPair(g, h, coef) for (g, h), coef in sorted(self._pairs.items(), key=lambda item: item[0])
+        )
+        if not np.isfinite(self._constant + frozen) or not np.isfinite(self._unary).all():
+            raise InvalidScoreError("importance scores overflow when they are added up: scale them down")
+        return self._unary[units], self._constant + float(frozen), pairs
+
+
+def _aggregator(local: IntArray, width: int) -> sp.csr_array:
+    """``(width, len(local))`` matrix that adds up the rows that belong to one unit."""
+    count = len(local)
+    return sp.csr_array((np.ones(count), (local, np.arange(count))), shape=(width, count))

@@ -1,0 +1,151 @@
+"""The report of one solve: what is kept, what it costs, and how good it is proved to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from qcqp_prune.errors import PlanError
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.solve.result import Termination, TracePoint, relative_gap
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Use of one resource, in exact integers.
+
+    Attributes:
+        used: by the kept units and everything that cannot be removed.
+        limit: largest allowed use, None where the resource is only reported.
+        unit: unit of all the numbers.
+        dense: use of the whole network.
+        smallest: least use that any allowed selection reaches.
+    """
+
+    used: int
+    limit: int | None
+    unit: str
+    dense: int
+    smallest: int
+
+    @property
+    def slack(self) -> int | None:
+        """What is left of the budget, None where there is none."""
+        return None if self.limit is None else self.limit - self.used
+
+    @property
+    def share(self) -> float:
+        """Use as a share of the dense network's."""
+        return self.used / self.dense if self.dense else 1.0
+
+
+@dataclass(frozen=True)
+class SolveReport:
+    """A checked selection with the proof that was obtained for it.
+
+    Objective and usage were recomputed from the problem, not taken from the solver.
+
+    Attributes:
+        masks: which units are kept.
+        termination: why the solver stopped.
+        objective: worth of the kept units, in the objective's unit.
+        bound: proved upper bound on the worth of any selection that meets the budgets, None where none was proved.
+        usage: for each known resource its exact use.
+        solver: name of the backend, or the chain of backends that ``auto`` ran.
+        version: of the solver package or packages.
+        options: limits and wishes of the run.
+        seed: of everything random.
+        seconds: wall clock of the solve, checks included.
+        trace: incumbents and bounds over time.
+        log: text of the solver.
+        reductions: reformulations that were solved.
+        notes: decisions worth knowing, such as why ``auto`` chose a solver.
+        statistics: further numbers from the backend.
+    """
+
+    masks: Masks
+    termination: Termination
+    objective: float
+    bound: float | None
+    usage: Mapping[str, Usage]
+    solver: str
+    version: str
+    options: Mapping[str, Any]
+    seed: int
+    seconds: float
+    trace: tuple[TracePoint, ...] = ()
+    log: str = ""
+    reductions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    statistics: Mapping[str, float] | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """``(bound - objective) / |objective|``, None where there is no valid bound."""
+        return relative_gap(self.objective, self.bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``; slack and gap are written for readers and recomputed on reading."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "masks": self.masks.to_json(),
+            "termination": self.termination.to_json(),
+            "objective": self.objective,
+            "bound": self.bound,
+            "gap": self.gap,
+            "usage": {name: {**asdict(u), "slack": u.slack} for name, u in self.usage.items()},
+            "solver": self.solver,
+            "version": self.version,
+            "options": dict(self.options),
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "trace": [asdict(p) for p in self.trace],
+            "log": self.log,
+            "reductions": list(self.reductions),
+            "notes": list(self.notes),
+            "statistics": dict(self.statistics or {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SolveReport:
+        """The inverse of ``to_json``.
+
+        Raises:
+            PlanError: the data is of another schema or incomplete.
+        """
+        try:
+            if data["schema"] != SCHEMA_VERSION:
+                raise PlanError(
+                    f"the report has schema {data['schema']}, this version reads {SCHEMA_VERSION}: solve again"
+                )
+            plain = (
+                "objective",
+                "bound",
+                "solver",
+                "version",
+                "options",
+                "seed",
+                "seconds",
+                "log",
+                "statistics",
+            )
+            return cls(
+                masks=Masks.from_json(data["masks"]),
+                termination=Termination.from_json(data["termination"]),
+                usage={name: _usage(entry) for name, entry in data["usage"].items()},
+                trace=tuple(TracePoint(**p) for p in data["trace"]),
+                reductions=tuple(data["reductions"]),
+                notes=tuple(data["notes"]),
+                **{key: data[key] for key in plain},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise
+            raise PlanError(f"not a solve report ({error!r}): solve again") from error
+
+
+def _usage(entry: Mapping[str, Any]) -> Usage:
+    return Usage(**{key: value for key, value in entry.items() if key != "slack"})

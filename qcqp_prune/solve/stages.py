@@ -1,0 +1,143 @@
+"""Running backends one after another on one program: each answer is checked, the best of each kind is held."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+from qcqp_prune.errors import BackendError, QcqpPruneError
+from qcqp_prune.program.coefficients import BoolArray
+from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.program import Program
+from qcqp_prune.solve.backend import Backend
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
+from qcqp_prune.solve.verify import checked
+
+
+@dataclass
+class Held:
+    """What is held and proved so far, and what is to be said about it.
+
+    Attributes:
+        x, objective: the best checked point.
+        bound: the lowest valid bound.
+        termination: of the last backend that ran.
+        warm: whether ``x`` is still the caller's warm start.
+    """
+
+    problem: PruningProblem
+    program: Program
+    options: SolveOptions
+    started: float = field(default_factory=time.perf_counter)
+    x: BoolArray | None = None
+    objective: float | None = None
+    bound: float | None = None
+    termination: Termination | None = None
+    solvers: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+    logs: list[str] = field(default_factory=list)
+    reductions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    statistics: dict[str, float] = field(default_factory=dict)
+    recorder: TraceRecorder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.recorder = TraceRecorder(self.options.on_event)
+        if self.options.warm_start is not None:
+            self.x = self.options.warm_start
+            self.objective = self.problem.objective.evaluate(self.program.mask(self.x))
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.perf_counter() - self.started
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user asked to stop."""
+        return self.options.stop() or (
+            self.termination is not None and self.termination.reason is Reason.INTERRUPTED
+        )
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the proof reaches the gap asked for."""
+        if self.objective is None:
+            return False
+        gap = relative_gap(self.objective, self.bound)
+        return gap is not None and gap <= self.options.gap_limit
+
+    def run(self, backend: Backend, **changes: object) -> RawSolution:
+        """Call a backend from what is held, check its answer, and keep what is better.
+
+        Args:
+            backend: the solver.
+            changes: fields of ``SolveOptions`` that differ from the caller's.
+        """
+        offset, work = self.seconds, self._work_done()
+
+        def listen(point: TracePoint) -> None:
+            self._note(replace(point, seconds=point.seconds + offset, work=point.work + work))
+
+        options = replace(self.options, warm_start=self.x, on_event=listen, **changes)  # type: ignore[arg-type]
+        raw = _call(backend, self.program, options)
+        self._keep(backend.name, raw)
+        return raw
+
+    def _keep(self, name: str, raw: RawSolution) -> None:
+        answer = checked(self.problem, self.program, raw, name)
+        if raw.termination.reason is Reason.INFEASIBLE and (self.x is not None or answer is not None):
+            raise BackendError(
+                f"solver {name!r} claims that no selection meets the budgets, and one does: choose another solver"
+            )
+        if answer is not None and (self.objective is None or answer.objective > self.objective):
+            self.x, self.objective = answer.x, answer.objective
+        bound = answer.bound if answer is not None else raw.bound
+        if bound is not None:
+            self._tighten(name, bound)
+        self.termination = raw.termination
+        self.solvers.append(name)
+        if raw.solver_version:
+            self.versions.append(f"{name} {raw.solver_version}")
+        if raw.log:
+            self.logs.append(raw.log)
+        if raw.reduction:
+            self.reductions.append(raw.reduction)
+        self.statistics.update({f"{name}.{key}": value for key, value in raw.statistics.items()})
+        self._note(TracePoint(self.seconds, self._work_done(), self.objective, self.bound))
+
+    def _tighten(self, name: str, bound: float) -> None:
+        if self.objective is not None and bound < self.objective:
+            # The check allows a bound to fall below the backend's own point by rounding; the point held here may be
+            # another one, so the same allowance is made for it.
+            if bound < self.objective - 1e-6 * abs(self.objective) - 1e-9:
+                raise BackendError(
+                    f"solver {name!r} claims the bound {bound!r}, and a checked selection is worth {self.objective!r}: "
+                    "choose another solver, and report this with the problem file"
+                )
+            bound = self.objective
+        self.bound = bound if self.bound is None else min(self.bound, bound)
+
+    def _note(self, point: TracePoint) -> None:
+        """Record a point, with what earlier backends already held."""
+        incumbents = [v for v in (point.incumbent, self.objective) if v is not None]
+        bounds = [v for v in (point.bound, self.bound) if v is not None]
+        self.recorder.add(
+            replace(point, incumbent=max(incumbents, default=None), bound=min(bounds, default=None))
+        )
+
+    def _work_done(self) -> int:
+        return self.recorder.points[-1].work if self.recorder.points else 0
+
+
+def _call(backend: Backend, program: Program, options: SolveOptions) -> RawSolution:
+    try:
+        return backend.solve(program, options)
+    except (QcqpPruneError, MemoryError):
+        raise
+    except Exception as error:
+        raise BackendError(
+            f"solver {backend.name!r} failed with {type(error).__name__}: {error}. Try another solver, and report this "
+            "with the problem file"
+        ) from error

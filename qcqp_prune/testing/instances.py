@@ -1,0 +1,256 @@
+"""Synthetic problems: tiny ones of every structure, and chains of realistic size. No network behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from qcqp_prune.graph.channels import ChannelGraph, Group
+from qcqp_prune.program.coefficients import Coefficient, FloatArray, IntArray, LowRank
+from qcqp_prune.program.forms import CountFormBuilder, PairTerm, PairwiseForm
+from qcqp_prune.program.problem import BudgetRow, PruningProblem, least_counts
+
+
+@dataclass
+class Sketch:
+    """A problem in the making: groups, the couplings between them, and costs of two resources."""
+
+    rng: np.random.Generator
+    groups: list[Group] = field(default_factory=list)
+    pairs: list[tuple[int, int, Coefficient]] = field(default_factory=list)
+    products: list[tuple[int, int, int]] = field(default_factory=list)
+    linear: list[tuple[int, int]] = field(default_factory=list)
+    unary_low: float = 0.0
+    fraction: float = 0.5
+    two_budgets: bool = False
+
+    def group(self, width: int, **kwargs: object) -> int:
+        """Add a group; its index."""
+        self.groups.append(Group(f"g{len(self.groups)}", width, **kwargs))  # type: ignore[arg-type]
+        return len(self.groups) - 1
+
+    def layer(self, first: int, second: int, coef: Coefficient | None = None) -> None:
+        """Couple two groups as a convolution does: importance of each pair, and a product of counts."""
+        p, q = self.groups[first].width, self.groups[second].width
+        self.pairs.append((first, second, self.weights(p, q) if coef is None else coef))
+        self.products.append((first, second, int(self.rng.integers(1, 40))))
+
+    def weights(self, p: int, q: int) -> FloatArray:
+        """Importance of the pairs of one layer, as ``normalised_importance``."""
+        return normalised_importance(self.rng, p, q)
+
+    def problem(self) -> PruningProblem:
+        """The problem, with budgets at ``fraction`` of the way from the smallest to the dense use."""
+        graph = ChannelGraph("synthetic", tuple(self.groups), (), (), (), (), 1)
+        unary = self.rng.uniform(self.unary_low, 0.2, graph.unit_count)
+        unary[self.rng.random(graph.unit_count) < 0.5] = 0.0
+        ranges = [np.arange(graph.units(g).start, graph.units(g).stop) for g in range(len(self.groups))]
+        terms = tuple(PairTerm(ranges[g], ranges[h], coef) for g, h, coef in self.pairs)
+        rows = [self._row("macs", 1, graph, self.fraction)]
+        rows.append(self._row("memory", 0, graph, self.fraction + 0.1 if self.two_budgets else None))
+        return PruningProblem(graph, PairwiseForm(unary, terms, constant=0.5), tuple(rows))
+
+    def _row(self, name: str, degree: int, graph: ChannelGraph, fraction: float | None) -> BudgetRow:
+        builder = CountFormBuilder(len(graph.groups))
+        builder.add_constant(7)
+        for g, cost in self.linear if degree else [(g, 3 + g) for g in range(len(graph.groups))]:
+            builder.add_counts(cost, {g: 1})
+        for g, h, cost in self.products:
+            builder.add_product(cost if degree else 1, {g: 1}, {h: 1})
+        form = builder.build()
+        dense = form.evaluate([g.width for g in graph.groups])
+        smallest = form.evaluate(least_counts(graph.groups))
+        limit = None if fraction is None else smallest + int(fraction * (dense - smallest))
+        return BudgetRow(name, "units", form, dense, smallest, limit)
+
+
+def normalised_importance(rng: np.random.Generator, p: int, q: int, taps: int = 1) -> FloatArray:
+    """``|W| / ||W||_2`` summed over ``taps`` for Gaussian weights with log-normal scales of rows, columns, pairs.
+
+    References:
+        Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), section 2.2.
+    """
+    rows, cols = np.exp(0.2 * rng.standard_normal(p)), np.exp(0.35 * rng.standard_normal(q))
+    scale = rows[:, None] * cols[None, :] * np.exp(0.35 * rng.standard_normal((p, q)))
+    total, square = np.zeros((p, q)), 0.0
+    for _ in range(taps):
+        weights = np.abs(rng.standard_normal((p, q))) * scale
+        total += weights
+        square += float((weights**2).sum())
+    return np.asarray(total / np.sqrt(square))
+
+
+def _chain(s: Sketch) -> None:
+    ids = [s.group(int(w)) for w in s.rng.integers(2, 5, size=4)]
+    for g, h in zip(ids, ids[1:], strict=False):
+        s.layer(g, h)
+
+
+def _residual(s: Sketch) -> None:
+    stream = s.group(4)
+    for width in (3, 2):
+        inner = s.group(width)
+        s.layer(stream, inner)
+        s.layer(inner, stream)
+    s.layer(stream, s.group(2))
+
+
+def _depthwise(s: Sketch) -> None:
+    ids = [s.group(3), s.group(4), s.group(3)]
+    s.layer(ids[0], ids[1])
+    s.layer(ids[1], ids[2])
+    s.linear += [(ids[1], 25), (ids[2], 4)]
+
+
+def _concat(s: Sketch) -> None:
+    ids = [s.group(3) for _ in range(3)]
+    out = s.group(3)
+    for g in ids:
+        s.layer(g, out)
+    s.layer(ids[0], ids[2])
+
+
+def _ties(s: Sketch) -> None:
+    source = s.group(3)
+    halves = [s.group(3, tie="grouped") for _ in range(2)]
+    for g in halves:
+        s.layer(source, g)
+    s.layer(halves[0], halves[1])
+    s.layer(halves[0], s.group(2))
+
+
+def _self_pairs(s: Sketch) -> None:
+    first, second = s.group(4), s.group(4)
+    s.layer(first, first)
+    s.layer(first, second)
+    s.products.append((second, second, 9))
+
+
+def _multiple_of(s: Sketch) -> None:
+    ids = [s.group(5, multiple_of=2), s.group(4, multiple_of=3, min_keep=0), s.group(4, min_keep=2)]
+    s.layer(ids[0], ids[1])
+    s.layer(ids[1], ids[2])
+    s.layer(ids[0], ids[2])
+
+
+def _two_budgets(s: Sketch) -> None:
+    _chain(s)
+    s.two_budgets = True
+
+
+def _negative(s: Sketch) -> None:
+    ids = [s.group(3), s.group(4, min_keep=0), s.group(3)]
+    for g, h in ((0, 1), (1, 2), (0, 2)):
+        s.layer(ids[g], ids[h], s.rng.normal(0.1, 0.5, (s.groups[g].width, s.groups[h].width)))
+    s.unary_low = -0.3
+
+
+def _frozen(s: Sketch) -> None:
+    ids = [s.group(3, frozen_reason="input"), s.group(4), s.group(4), s.group(2, frozen_reason="output")]
+    for g, h in zip(ids, ids[1:], strict=False):
+        s.layer(g, h)
+    s.layer(ids[0], ids[3])
+
+
+def _factors(s: Sketch) -> None:
+    ids = [s.group(3), s.group(4), s.group(3)]
+    s.layer(ids[0], ids[1], 0.3)
+    left, right = s.rng.uniform(0, 1, (4, 2)), s.rng.uniform(0, 1, (3, 2))
+    s.layer(ids[1], ids[2], LowRank(left, right))
+
+
+STRUCTURES: dict[str, Callable[[Sketch], None]] = {
+    "chain": _chain,
+    "residual": _residual,
+    "depthwise": _depthwise,
+    "concat": _concat,
+    "ties": _ties,
+    "self_pairs": _self_pairs,
+    "multiple_of": _multiple_of,
+    "two_budgets": _two_budgets,
+    "negative": _negative,
+    "frozen": _frozen,
+    "factors": _factors,
+}
+
+
+def random_problem(seed: int, structure: str = "chain") -> PruningProblem:
+    """A problem of at most 16 free units, small enough for ``exhaustive``.
+
+    Args:
+        seed: equal seeds give equal problems.
+        structure: a key of ``STRUCTURES``.
+    """
+    sketch = Sketch(np.random.default_rng(seed))
+    sketch.fraction = float(sketch.rng.uniform(0.15, 0.8))
+    STRUCTURES[structure](sketch)
+    return sketch.problem()
+
+
+@dataclass(frozen=True)
+class ChainShape:
+    """Widths of a plain chain of convolutions, input and output included, kernel sizes and output pixels."""
+
+    widths: tuple[int, ...]
+    kernels: tuple[int, ...]
+    pixels: tuple[int, ...]
+
+
+def _bottlenecks() -> ChainShape:
+    widths, kernels, pixels = [3, 64], [7], [112**2]
+    for width, blocks, size in ((64, 3, 56**2), (128, 4, 28**2), (256, 6, 14**2), (512, 3, 49)):
+        widths += [width, width, 4 * width] * blocks
+        kernels += [1, 3, 1] * blocks
+        pixels += [size] * 3 * blocks
+    return ChainShape((*widths, 1000), (*kernels, 1), (*pixels, 1))
+
+
+def _cifar_resnet(blocks: int) -> ChainShape:
+    n = 2 * blocks
+    widths = (3, *[16] * (n + 1), *[32] * n, *[64] * n, 10)
+    return ChainShape(
+        widths, (*[3] * (3 * n + 1), 1), (*[1024] * (n + 1), *[256] * n, *[64] * n, 1)
+    )
+
+
+CHAINS: dict[str, ChainShape] = {
+    "tiny": ChainShape((3, 6, 6, 8, 8, 10), (3, 3, 3, 3, 1), (64, 64, 16, 16, 1)),
+    "small": ChainShape((3, 8, 8, 8, 16, 16, 16, 10), (*[3] * 6, 1), (*[1024] * 3, *[256] * 3, 1)),
+    "medium": ChainShape((3, *[16] * 4, *[32] * 4, 10), (*[3] * 8, 1), (*[1024] * 4, *[256] * 4, 1)),
+    "resnet20": _cifar_resnet(3),
+    "resnet32": _cifar_resnet(5),
+    "resnet56": _cifar_resnet(9),
+    "resnet50": _bottlenecks(),
+}
+
+
+def chain_problem(
+    name: str, *, seed: int = 0, fractions: Sequence[tuple[str, float]] = (("macs", 0.5),)
+) -> PruningProblem:
+    """A plain chain with the layer sizes of a known network and random weights.
+
+    Args:
+        name: a key of ``CHAINS``.
+        seed: of the weights.
+        fractions: budgets, as pairs of ``macs`` or ``params`` and a share of the dense use.
+    """
+    shape, rng = CHAINS[name], np.random.default_rng(seed)
+    ends = {0: "input", len(shape.widths) - 1: "output"}
+    groups = tuple(Group(f"g{k}", w, frozen_reason=ends.get(k)) for k, w in enumerate(shape.widths))
+    graph = ChannelGraph(name, groups, (), (), (), (), 1)
+    units: list[IntArray] = [np.arange(graph.units(g).start, graph.units(g).stop) for g in range(len(groups))]
+    terms, costs = [], {"macs": CountFormBuilder(len(groups)), "params": CountFormBuilder(len(groups))}
+    for k, (kernel, pixels) in enumerate(zip(shape.kernels, shape.pixels, strict=True)):
+        coef = normalised_importance(rng, shape.widths[k], shape.widths[k + 1], kernel * kernel)
+        terms.append(PairTerm(units[k], units[k + 1], coef))
+        costs["macs"].add_product(pixels * kernel * kernel, {k: 1}, {k + 1: 1})
+        costs["params"].add_product(kernel * kernel, {k: 1}, {k + 1: 1})
+    wanted, rows = dict(fractions), []
+    for resource, builder in costs.items():
+        form = builder.build()
+        dense = form.evaluate(list(shape.widths))
+        row = BudgetRow(resource, resource, form, dense, form.evaluate(least_counts(groups)))
+        rows.append(replace(row, limit=int(wanted[resource] * dense)) if resource in wanted else row)
+    return PruningProblem(graph, PairwiseForm(np.zeros(graph.unit_count), tuple(terms)), tuple(rows))

@@ -1,0 +1,51 @@
+"""What a loader yields, brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcqp_prune.errors import TrainingError
+
+Loader = Iterable[Any]
+"""Anything that yields `(inputs, targets)`: inputs a tensor or a tuple of the model's arguments, targets (N,) int64."""
+
+
+def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yield `(arguments, targets)` on `device`.
+
+    Raises:
+        TrainingError: a batch is not a pair of inputs and targets.
+    """
+    for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+            raise TrainingError(
+                f"The loader yields {_describe(batch)}. Give one that yields pairs (inputs, targets), targets a tensor."
+            )
+        inputs = batch[0] if isinstance(batch[0], tuple | list) else (batch[0],)
+        yield tuple(_move(x, device) for x in inputs), _move(batch[1], device)
+
+
+def length_of(loader: Loader) -> int | None:
+    """Return the number of batches, None where the loader cannot say."""
+    if not isinstance(loader, Sized):
+        return None
+    try:
+        return len(loader)
+    except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
+        return None
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _describe(batch: object) -> str:
+    if isinstance(batch, tuple | list):
+        return (
+            f"a {type(batch).__name__} of {len(batch)} ({', '.join(type(part).__name__ for part in batch)})"
+        )
+    return f"a {type(batch).__name__}"

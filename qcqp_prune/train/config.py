@@ -1,0 +1,104 @@
+"""What a finetuning run does, as one immutable value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from qcqp_prune.errors import InvalidOptionError
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The recipe of a finetuning run. The defaults are those of the discrete-QCQP paper.
+
+    Attributes:
+        optimizer: "sgd" or "adamw".
+        lr: learning rate at its highest.
+        momentum: of SGD.
+        nesterov: Nesterov's momentum, for SGD.
+        weight_decay: l2 penalty on every trained parameter; decoupled in AdamW.
+        schedule: "multistep" multiplies by `decay` at each of `milestones`, "cosine" falls to 0, "constant" stays.
+        milestones: shares of all epochs, rounded to whole epochs.
+        decay: factor at each milestone.
+        warmup: epochs over which the learning rate rises linearly from 0; may be a fraction.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        grad_clip: largest l2 norm of the gradient, None for no limit.
+        device: "auto" takes an accelerator where there is one; the model comes back to where it was.
+        bfloat16: run the forward pass under bfloat16 autocast.
+        seed: of all that draws from torch's generators: dropout, the order of a `DataLoader`. A `BatchLoader` has a
+            seed of its own.
+        progress: show a progress bar.
+
+    Raises:
+        InvalidOptionError: a value is outside its domain.
+
+    References:
+        Jeong et al.: Optimal channel selection with discrete QCQP, AISTATS 2022, arXiv 2202.12417 (finetuning recipe).
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
+    decay: float = 0.2
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    grad_clip: float | None = None
+    device: str = "auto"
+    bfloat16: bool = False
+    seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite
+        checks = {
+            "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            "lr": (finite(self.lr) and self.lr > 0, "a positive number"),
+            "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
+            "nesterov": (
+                not self.nesterov or self.momentum > 0 or self.optimizer != "sgd",
+                "False where momentum is 0",
+            ),
+            "weight_decay": (finite(self.weight_decay) and self.weight_decay >= 0, "a number from 0 up"),
+            "schedule": (
+                self.schedule in ("multistep", "cosine", "constant"),
+                "multistep, cosine or constant",
+            ),
+            "milestones": (all(0 <= m <= 1 for m in self.milestones), "shares of the epochs in [0, 1]"),
+            "decay": (finite(self.decay) and self.decay > 0, "a positive number"),
+            "warmup": (finite(self.warmup) and self.warmup >= 0, "a number of epochs from 0 up"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "a number in [0, 1)"),
+            "grad_clip": (self.grad_clip is None or self.grad_clip > 0, "None or a positive number"),
+        }
+        for name, (valid, wanted) in checks.items():
+            if not valid:
+                raise InvalidOptionError(f"FinetuneConfig: {name} is {getattr(self, name)!r}; give {wanted}.")
+
+    @classmethod
+    def from_scratch(cls) -> FinetuneConfig:
+        """Return a recipe for a small network without weights yet: high learning rate and weight decay, cosine.
+
+        Chosen on `DigitsNet`, which a larger weight decay than usual keeps from learning its 1,442 images by heart.
+        """
+        return cls(lr=0.1, schedule="cosine", warmup=1.0, weight_decay=5e-3)
+
+    def learning_rate(self, epoch: float, epochs: int) -> float:
+        """Return the learning rate at a point of the run.
+
+        Args:
+            epoch: epochs done so far, with the fraction of the present one.
+            epochs: of the whole run.
+        """
+        if epoch < self.warmup:
+            return self.lr * epoch / self.warmup
+        if self.schedule == "cosine":
+            share = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
+            return self.lr * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+        if self.schedule == "multistep":
+            return self.lr * self.decay ** sum(epoch >= round(m * epochs) for m in self.milestones)
+        return self.lr

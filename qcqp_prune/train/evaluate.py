@@ -1,0 +1,54 @@
+"""Accuracy of a classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from qcqp_prune.errors import TrainingError
+from qcqp_prune.train.batches import Loader, batches_of
+from qcqp_prune.train.modes import modes_kept, placed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier does on a set.
+
+    Attributes:
+        accuracy: share of samples whose highest logit is the target, in [0, 1].
+        loss: mean cross-entropy over the samples, in nats.
+        samples: how many there were.
+    """
+
+    accuracy: float
+    loss: float
+    samples: int
+
+
+def evaluate(model: nn.Module, loader: Loader, *, device: str = "auto") -> Evaluation:
+    """Run a classifier over a loader in eval mode; model and modes are left as they were.
+
+    Args:
+        model: maps inputs to logits (N, classes).
+        loader: yields `(inputs, targets)`, targets (N,) int64.
+        device: where to run; "auto" takes an accelerator where there is one.
+
+    Raises:
+        TrainingError: the loader yields nothing, or something else than pairs.
+    """
+    right, loss, samples = 0, 0.0, 0
+    with modes_kept(model), placed(model, device) as where, torch.no_grad():
+        model.eval()
+        for inputs, targets in batches_of(loader, where):
+            logits = model(*inputs).float()
+            right += int((logits.argmax(dim=1) == targets).sum())
+            loss += float(F.cross_entropy(logits, targets, reduction="sum"))
+            samples += len(targets)
+    if not samples:
+        raise TrainingError(
+            "The loader yields no batch, so there is nothing to evaluate. Give one with samples."
+        )
+    return Evaluation(right / samples, loss / samples, samples)

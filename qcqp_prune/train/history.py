@@ -1,0 +1,51 @@
+"""What happened in a training run, epoch by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        epoch: its number, from 1.
+        lr: learning rate of its last step.
+        loss: mean training loss over the samples, as minimised.
+        accuracy: share of training samples classified right, in train mode, in [0, 1].
+        validation_loss: mean loss on the validation loader, None without one.
+        validation_accuracy: accuracy there, in [0, 1], None without one.
+        seconds: wall time, validation included.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    """All epochs of a run, those before a resume included.
+
+    Attributes:
+        epochs: one record for each epoch, in order.
+        resumed_at: epochs that were taken from a checkpoint; 0 for a run from the start.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    resumed_at: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs."""
+        return sum(record.seconds for record in self.epochs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that JSON can hold."""
+        return asdict(self)

@@ -1,0 +1,212 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, AdamW, Optimizer
+
+from qcqp_prune.data import epoch_seed
+from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.train.batches import Loader, batches_of, length_of
+from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
+from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, write_checkpoint
+from qcqp_prune.train.config import FinetuneConfig
+from qcqp_prune.train.evaluate import evaluate
+from qcqp_prune.train.history import EpochRecord, TrainingHistory
+from qcqp_prune.train.modes import modes_kept, placed, random_state_kept
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    epochs: int = 10,
+    config: FinetuneConfig | None = None,
+    validation: Loader | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> TrainingHistory:
+    """Train a classifier on from the weights it has.
+
+    Everything random is drawn anew for each epoch from `(config.seed, epoch)`: torch's generators, the generator of a
+    `DataLoader`, and, through `set_epoch`, the order of a loader or sampler that has one. So a run that was killed and
+    resumed from its checkpoint computes bit for bit what an uninterrupted one computes (on a device whose operations
+    repeat exactly, the CPU for one). The caller's random state, the model's modes and device come back as they were.
+
+    Frozen parameters (`requires_grad` False) stay as they are; so do the running statistics of a batch norm whose own
+    parameters are all frozen.
+
+    Args:
+        model: maps inputs to logits (N, classes); changed in place.
+        loader: yields `(inputs, targets)`, targets (N,) int64.
+        epochs: passes over the loader, in the whole run.
+        config: the recipe; `FinetuneConfig()` where None.
+        validation: a second loader, evaluated after each epoch.
+        callbacks: called in the order given.
+        checkpoint: a file written after each epoch, and gone on from where it is there already. A run that it says is
+            complete is not repeated: its weights are loaded.
+
+    Returns:
+        A record of each epoch.
+
+    Raises:
+        TrainingError: nothing to train, nothing to train on, a loss that is not finite, or a checkpoint of another run.
+        InvalidOptionError: `epochs` is not positive.
+    """
+    config = FinetuneConfig() if config is None else config
+    if epochs < 1:
+        raise InvalidOptionError(f"epochs is {epochs}; give a positive number.")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise TrainingError(
+            "Every parameter of the model is frozen, so there is nothing to train. "
+            "Set requires_grad_(True) on those that may change."
+        )
+    with ExitStack() as stack:
+        stack.enter_context(modes_kept(model))
+        device = stack.enter_context(placed(model, config.device))
+        stack.enter_context(random_state_kept(device))
+        optimizer = _optimizer(config, list(trained.values()))
+        state = TrainingState(model, optimizer, epochs, batches=length_of(loader))
+        identity = RunIdentity(config, epochs, tuple(trained))
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and path.exists():
+            state.records = read_checkpoint(path, identity, model, optimizer)
+            logger.info("Resuming from %s after epoch %d of %d.", path, len(state.records), epochs)
+        resumed_at = len(state.records)
+        if config.progress and resumed_at < epochs:
+            callbacks = [*callbacks, stack.enter_context(ProgressBar())]
+        for epoch in range(resumed_at, epochs):
+            state.epoch = epoch
+            _epoch(state, loader, config, callbacks, device, validation)
+            if path is not None:
+                write_checkpoint(path, identity, model, optimizer, state.records)
+            if state.stop:
+                break
+    return TrainingHistory(tuple(state.records), resumed_at)
+
+
+def _epoch(
+    state: TrainingState,
+    loader: Loader,
+    config: FinetuneConfig,
+    callbacks: Sequence[Callback],
+    device: torch.device,
+    validation: Loader | None,
+) -> None:
+    start = time.perf_counter()
+    _seed(loader, config.seed, state.epoch)
+    _train_mode(state.model)
+    for callback in callbacks:
+        callback.on_epoch_start(state)
+    loss_sum, right, samples, lr = 0.0, 0, 0, 0.0
+    for batch, (inputs, targets) in enumerate(batches_of(loader, device)):
+        state.batch = batch
+        share = batch / state.batches if state.batches else 0.0
+        lr = config.learning_rate(state.epoch + min(share, 1.0), state.epochs)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        logits = _step(state, inputs, targets, config, device)
+        loss_sum += state.loss * len(targets)
+        right += int((logits.argmax(dim=1) == targets).sum())
+        samples += len(targets)
+        for callback in callbacks:
+            callback.on_batch_end(state)
+    if not samples:
+        raise TrainingError(
+            "The loader yields no batch, so there is nothing to train on. Give one with samples."
+        )
+    if not all(bool(p.isfinite().all()) for p in state.model.parameters()):
+        raise _diverged(state, "a weight is not finite")
+    held_out = None if validation is None else evaluate(state.model, validation, device=str(device))
+    state.records.append(
+        EpochRecord(
+            epoch=state.epoch + 1,
+            lr=lr,
+            loss=loss_sum / samples,
+            accuracy=right / samples,
+            validation_loss=None if held_out is None else held_out.loss,
+            validation_accuracy=None if held_out is None else held_out.accuracy,
+            seconds=time.perf_counter() - start,
+        )
+    )
+    logger.info("%s", state.records[-1])
+    for callback in callbacks:
+        callback.on_epoch_end(state)
+
+
+def _step(
+    state: TrainingState,
+    inputs: tuple[Tensor, ...],
+    targets: Tensor,
+    config: FinetuneConfig,
+    device: torch.device,
+) -> Tensor:
+    state.optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+        logits: Tensor = state.model(*inputs)
+    logits = logits.float()
+    loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    state.loss = loss.item()
+    if not math.isfinite(state.loss):
+        raise _diverged(state, f"the loss is {state.loss}")
+    torch.autograd.backward(loss)
+    if config.grad_clip is not None:
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+    state.optimizer.step()
+    return logits.detach()
+
+
+def _optimizer(config: FinetuneConfig, parameters: list[nn.Parameter]) -> Optimizer:
+    if config.optimizer == "adamw":
+        return AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return SGD(
+        parameters,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def _seed(loader: Loader, seed: int, epoch: int) -> None:
+    """Make the epoch depend on `(seed, epoch)` alone, whatever ran before it."""
+    value = epoch_seed(seed, epoch)
+    torch.manual_seed(value)
+    sampler = getattr(loader, "sampler", None)
+    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(value)
+        if callable(set_epoch := getattr(owner, "set_epoch", None)):
+            set_epoch(epoch)
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            own = list(module.parameters(recurse=False))
+            if own and not any(p.requires_grad for p in own):
+                module.eval()
+
+
+def _diverged(state: TrainingState, what: str) -> TrainingError:
+    return TrainingError(
+        f"Training diverged: {what} in epoch {state.epoch + 1}, batch {state.batch + 1}. Lower lr, set grad_clip, "
+        "add warmup, and check that inputs and weights are finite; the model holds the weights of that moment."
+    )

@@ -1,0 +1,192 @@
+"""Block coordinate search: exact blocks from several starts, then fill, exchanges and random shifts. No bound.
+
+Two kinds of block are solved exactly: the units of one class of groups at a given count (take the top k), and the
+counts and units of all classes that have no coupling among themselves (a knapsack with sorted items, to within one
+step). The search ends with a fill, so that no step that would lose nothing fits into the budgets any more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+import numpy as np
+
+from qcqp_prune.program.coefficients import BoolArray
+from qcqp_prune.program.program import Program
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
+from qcqp_prune_solvers.search.blocks import sweep
+from qcqp_prune_solvers.search.moves import drop_to_budget, exchange, fill, perturb, polish
+from qcqp_prune_solvers.search.state import State
+from qcqp_prune_solvers.search.structure import Structure
+
+RANDOM_STARTS = 2
+ROUNDS = 40
+# Without a limit the number of random shifts follows the size, so that the run ends and can be repeated.
+# First allowances for a loss, as shares of the objective, of the rounds of random shifts.
+HEATS = (1e-2, 1e-3)
+TRIALS_PER_CLASS, LEAST_TRIALS, MOST_TRIALS = 30, 150, 1500
+
+
+class BlockCoordinateBackend:
+    """Heuristic for programs of any size, repeatable by seed and work limit (one unit of work is one step).
+
+    References:
+        Jeong et al. (AISTATS 2022), section 3.4; Pisinger, Rasmussen and Sandvik, "Solution of large quadratic knapsack
+        problems through aggressive reduction" (INFORMS Journal on Computing, 2007), section 4, for fill and exchange.
+    """
+
+    name = "block_coordinate"
+    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+
+    def availability(self) -> Availability:
+        """Always available: NumPy only."""
+        return Availability(True, version=version("qcqp-prune"))
+
+    def outlook(self, program: Program) -> Outlook | None:
+        """A good selection for any size."""
+        return Outlook(Role.SEARCHES, 10, f"{program.size:,} units in {len(program.groups)} groups")
+
+    def solve(self, program: Program, options: SolveOptions) -> RawSolution:
+        """Search from several starts until the search ends or a limit is met; always holds a feasible point."""
+        return _Search(program, options).run()
+
+
+class _Search:
+    """One run."""
+
+    def __init__(self, program: Program, options: SolveOptions) -> None:
+        self.started = time.perf_counter()
+        self.program, self.options = program, options
+        self.structure = Structure.of(program)
+        self.rng = np.random.default_rng(options.seed)
+        self.recorder = TraceRecorder(options.on_event)
+        self.state = State(self.structure, np.ones(program.size, np.bool_))
+        self.best_x: BoolArray | None = None
+        self.best_value = -np.inf
+        self.log: list[str] = []
+
+    def run(self) -> RawSolution:
+        """All starts, then random shifts of the best."""
+        for name, start in self._starts():
+            if self.best_x is not None and self._stop():
+                break
+            start()
+            self._improve()
+            self._hold(name)
+        classes = len(self.structure.members)
+        if not self._stop():
+            self._go_to_best()
+            exchange(self.state, self._stop)
+            self._hold("exchanges")
+            trials = min(max(TRIALS_PER_CLASS * classes, LEAST_TRIALS), MOST_TRIALS)
+            for heat in HEATS:
+                self._go_to_best()
+                self.state.restore(perturb(self.state, self.rng, trials, heat, self._stop))
+                exchange(self.state, self._stop)
+                self._hold(f"random shifts {heat:g}")
+                if self._stop():
+                    break
+        return self._result()
+
+    def _starts(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        if self.options.warm_start is not None and self.program.is_feasible(self.options.warm_start):
+            warm = self.options.warm_start
+            yield "warm start", lambda: self.state.reset(warm)
+        yield "uniform", lambda: self._uniform(0.0)
+        yield "backward greedy", lambda: self._backward(None)
+        budgets = self.program.constraints
+        for k in range(len(budgets) if len(budgets) > 1 else 0):
+            yield f"backward greedy, {budgets[k].name} first", lambda k=k: self._backward(k)  # type: ignore[misc]
+        for k in range(RANDOM_STARTS):
+            yield f"random {k + 1}", lambda: self._uniform(0.3)
+
+    def _uniform(self, noise: float) -> None:
+        """The same share of every class, units ranked by their worth in the dense network, times noise."""
+        program = self.program
+        scores = program.gradient(np.ones(program.size))
+        if noise:
+            scores = scores * np.exp(noise * self.rng.standard_normal(program.size))
+        shares = np.exp(noise * self.rng.standard_normal(len(self.structure.members))) if noise else None
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            if program.counts_feasible(self._group_counts(middle, shares)):
+                low = middle
+            else:
+                high = middle
+        counts = self._group_counts(low, shares)
+        x = np.zeros(program.size, np.bool_)
+        for group, n in zip(program.groups, counts.tolist(), strict=True):
+            x[group.start + np.argsort(-scores[group.span], kind="stable")[:n]] = True
+        self.state.reset(x)
+        fill(self.state)
+
+    def _group_counts(self, share: float, shares: np.ndarray | None) -> np.ndarray:
+        counts = np.zeros(len(self.program.groups), np.int64)
+        for t, (members, allowed) in enumerate(
+            zip(self.structure.members, self.structure.allowed, strict=True)
+        ):
+            part = share if shares is None else min(share * shares[t], 1.0)
+            k = int(np.searchsorted(allowed, part * allowed[-1], side="right")) - 1
+            counts[list(members)] = allowed[max(k, 0)]
+        return counts
+
+    def _backward(self, first: int | None) -> None:
+        self.state.reset(np.ones(self.program.size, np.bool_))
+        if first is not None:
+            drop_to_budget(self.state, only=first)
+        drop_to_budget(self.state)
+        fill(self.state)
+
+    def _improve(self) -> None:
+        """Exact blocks, colour after colour, until a round gains nothing; then fill."""
+        for _ in range(ROUNDS):
+            gained = [sweep(self.state, colour) for colour in self.structure.colours]
+            polish(self.state)
+            if not any(gained) or self._stop():
+                break
+        fill(self.state)
+
+    def _hold(self, name: str) -> None:
+        """Keep the state where it is the best so far."""
+        value = self.program.objective(self.state.x)
+        if value > self.best_value and self.program.is_feasible(self.state.x):
+            self.best_x, self.best_value = self.state.x.copy(), value
+        seconds = time.perf_counter() - self.started
+        self.log.append(f"{seconds:8.2f} s  {self.state.work:8d} steps  {value:.9g}  {name}")
+        self.recorder.add(TracePoint(seconds, self.state.work, self.best_value, None))
+
+    def _go_to_best(self) -> None:
+        if self.best_x is not None:
+            self.state.reset(self.best_x)
+
+    def _stop(self) -> bool:
+        options = self.options
+        return (
+            options.stop()
+            or (options.work_limit is not None and self.state.work >= options.work_limit)
+            or (options.time_limit is not None and time.perf_counter() - self.started >= options.time_limit)
+        )
+
+    def _result(self) -> RawSolution:
+        options = self.options
+        termination = Termination(Reason.SEARCH_ENDED)
+        if options.stop():
+            termination = Termination(Reason.INTERRUPTED)
+        elif options.work_limit is not None and self.state.work >= options.work_limit:
+            termination = Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}")
+        elif self._stop():
+            termination = Termination(Reason.TIME_LIMIT, f"time_limit={options.time_limit}")
+        return RawSolution(
+            termination=termination,
+            x=self.best_x,
+            objective=self.best_value,
+            trace=self.recorder.points,
+            log="\n".join(self.log) + "\n",
+            solver_version=version("qcqp-prune"),
+            statistics={"steps": float(self.state.work)},
+        )

@@ -1,0 +1,1 @@
+"""Parts of the block coordinate search: the state, the blocks, and the moves between blocks."""
