@@ -1,1 +1,156 @@
-"""Prune a PyTorch network to an exact resource budget by solving a discrete optimisation problem."""
+"""Prune a PyTorch network to an exact resource budget by solving a discrete optimisation problem.
+
+    import qcqp_prune as qp
+
+    small, report = qp.prune(model, example_inputs, budgets={"macs": "50%"})
+
+What needs torch is imported on first use, so that problems can be solved on machines without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qcqp_prune.errors import (
+    BackendError,
+    ConfigError,
+    DataError,
+    InfeasibleError,
+    InvalidBudgetError,
+    InvalidOptionError,
+    InvalidScoreError,
+    MaskMismatchError,
+    MissingDependencyError,
+    ModelLoadError,
+    NoIncumbentError,
+    NothingToPruneError,
+    PlanError,
+    QcqpPruneError,
+    SolverIncapableError,
+    SolverUnavailableError,
+    TraceError,
+    TrainingError,
+    UnknownLayerError,
+    UnsupportedOpError,
+    VerificationError,
+)
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.program.coefficients import LowRank
+from qcqp_prune.program.forms import PairTerm, PairwiseForm
+from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.resources.counted import Macs, Memory, Params
+from qcqp_prune.solve.backend import available_solvers
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.report import SolveReport
+
+# Imported here and now, not on first use: the name would otherwise be taken by the subpackage `solve`.
+from qcqp_prune.solve.run import solve
+from qcqp_prune.storage import library_version
+
+if TYPE_CHECKING:
+    from qcqp_prune.apply.masked import masked
+    from qcqp_prune.apply.plan import load, save
+    from qcqp_prune.apply.shrink import shrink, shrink_and_verify
+    from qcqp_prune.apply.verification import Verification
+    from qcqp_prune.graph.trace import trace
+    from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
+    from qcqp_prune.pipeline import Recovery, prune
+    from qcqp_prune.report import PruneReport
+    from qcqp_prune.train import FinetuneConfig, evaluate, finetune, recalibrate_batch_norm
+
+__version__ = library_version()
+
+__all__ = [
+    "BackendError",
+    "BatchNormScale",
+    "ChannelGraph",
+    "ConfigError",
+    "DataError",
+    "FinetuneConfig",
+    "InfeasibleError",
+    "InvalidBudgetError",
+    "InvalidOptionError",
+    "InvalidScoreError",
+    "LowRank",
+    "Macs",
+    "Magnitude",
+    "MaskMismatchError",
+    "Masks",
+    "Memory",
+    "MissingDependencyError",
+    "ModelLoadError",
+    "NoIncumbentError",
+    "NothingToPruneError",
+    "PairTerm",
+    "PairwiseForm",
+    "Params",
+    "PlanError",
+    "PruneReport",
+    "PruningProblem",
+    "QcqpPruneError",
+    "Recovery",
+    "SolveOptions",
+    "SolveReport",
+    "SolverIncapableError",
+    "SolverUnavailableError",
+    "Taylor",
+    "TraceError",
+    "TrainingError",
+    "UnknownLayerError",
+    "UnsupportedOpError",
+    "Verification",
+    "VerificationError",
+    "available_solvers",
+    "evaluate",
+    "finetune",
+    "load",
+    "masked",
+    "prune",
+    "recalibrate_batch_norm",
+    "save",
+    "shrink",
+    "shrink_and_verify",
+    "solve",
+    "trace",
+]
+
+_LAZY = {
+    "BatchNormScale": "importance",
+    "FinetuneConfig": "train",
+    "Magnitude": "importance",
+    "PruneReport": "report",
+    "Recovery": "pipeline",
+    "Taylor": "importance",
+    "Verification": "apply.verification",
+    "evaluate": "train",
+    "finetune": "train",
+    "load": "apply.plan",
+    "masked": "apply.masked",
+    "prune": "pipeline",
+    "recalibrate_batch_norm": "train",
+    "save": "apply.plan",
+    "shrink": "apply.shrink",
+    "shrink_and_verify": "apply.shrink",
+    "trace": "graph.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependencyError(
+            f"qcqp_prune.{name} needs PyTorch: install it with `pip install torch`"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -91,5 +91,9 @@ class DataError(QcqpPruneError, ValueError):
     """A data file is missing, truncated or corrupt."""
 
 
+class MissingDependencyError(QcqpPruneError, ImportError):
+    """A package that this needs is not installed here."""
+
+
 class TrainingError(QcqpPruneError, RuntimeError):
     """Training diverged or cannot start."""

@@ -55,9 +55,15 @@ class MaskedNetwork:
         self._masks = {spec.name: tensor_mask(graph, spec, flat) for spec in graph.tensors}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module = exported_module(export(self._model, (args, kwargs)))
+        module = exported_module(export(self._model, self._in_own_dtype((args, kwargs))))
         leaves = self.run(module, (args, kwargs))
         return pytree.tree_unflatten(leaves, module.graph._codegen.pytree_info.out_spec)  # type: ignore[attr-defined]
+
+    def _in_own_dtype(self, call: Any) -> Any:
+        """Floating inputs in the dtype of the weights, for the export."""
+        own = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
+        cast = lambda x: x.to(own) if x.is_floating_point() and own is not None else x  # noqa: E731
+        return pytree.tree_map_only(Tensor, cast, call)
 
     def run(self, module: GraphModule, call: ExampleInputs, hook: Hook | None = None) -> list[Any]:
         """Interpret an exported module of this model.

@@ -215,6 +215,13 @@ def glu(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     return _hold(out, None if source.mask is None else source.mask.chunk(2, dim)[0])
 
 
+def expand_as(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:  # noqa: ARG001 - one shape for all rules
+    """Broadcast to the layout of another tensor, whose removed positions go with it."""
+    out, layout = args[0].value.expand_as(args[1].value), args[1].mask
+    mask = _both(_broadcast(args[0].mask, out.shape), layout)
+    return Value(out) if mask is None else _hold(out.clone(), mask)
+
+
 def like(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     """New contents in the layout of another tensor."""
     return _hold(_run(target, args, kwargs), args[0].mask)
@@ -266,6 +273,7 @@ RULES: dict[str, Rule] = {
     "aten::constant_pad_nd": constant_pad,
     **{f"aten::{kind}_pad{n}d": move for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "aten::glu": glu,
+    "aten::expand_as": expand_as,
     **{f"aten::{name}": pointwise for name in ("hardtanh", "relu6", "hardswish", "silu", "mish", "where", "clamp")},
     "getitem": item,
 }

@@ -7,7 +7,6 @@ of channels, ``x.view(-1, 512 * 7 * 7)``. The result is a ``torch.fx.GraphModule
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -20,11 +19,17 @@ from qcqp_prune.apply.masked_ops import Value
 from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.ops import joins, norms, pooling
 from qcqp_prune.graph.trace import export
-from qcqp_prune.graph.walk import op_name
+from qcqp_prune.graph.walk import is_pointwise, op_name
+
+_LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
 
 Kept = list[BoolArray]
 """For each dimension of a tensor which positions are kept."""
+
+REALISATION_KEY = "qcqp_prune.rewritten"
+"""Set in the ``meta`` of what is returned, to tell it from a user's own graph module."""
 
 
 def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> GraphModule:
@@ -44,11 +49,12 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     MaskedNetwork(model, graph, flat).run(module, call, hook=lambda node, value: kept.setdefault(node, _kept(value)))
     modules = dict(small.named_modules())
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and not _as_module(module, node, modules):
+        if node.op == "call_function" and not _as_module(module, node, modules, kept):
             _patch(node, kept)
     module.graph.lint()
     result = _rooted(module, small)
     result.train(model.training)
+    result.meta[REALISATION_KEY] = True
     return result
 
 
@@ -83,7 +89,7 @@ def _kept(value: Any) -> Any:
     return [(value.mask.amax(dims) if dims else value.mask).cpu().numpy() for dims in other]
 
 
-def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module]) -> bool:
+def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], kept: dict[Node, Any]) -> bool:
     """Batch norm and dropout become their modules again, so that training mode works."""
     kinds = {"aten::batch_norm": nn.modules.batchnorm._BatchNorm, "aten::dropout": nn.Dropout}
     kind = kinds.get(op_name(node))
@@ -94,6 +100,7 @@ def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module]) -
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, (node.args[0],))
     call.meta = dict(node.meta)
+    kept[call] = kept.pop(node)
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
     return True
@@ -153,8 +160,8 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
         _set(node, 1, _sizes(shape, out[-len(shape) :]))  # type: ignore[arg-type]
     elif name == "group_norm" and node.args[1] == len(out[1]):
         _set(node, 1, int(out[1].sum()))
-    elif name.startswith("conv") and len(node.args) > 6:
-        _patch_groups(node, kept, name)
+    elif name.startswith("conv"):
+        _patch_groups(node, kept)
 
 
 def _sizes(written: Any, kept: Kept) -> list[Any]:
@@ -220,35 +227,35 @@ def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
     """Which positions of padding survive: those that the tensors it is added to keep.
 
     Padding itself is always kept by the masks; what it is joined with decides. It is followed through operators that
-    keep the layout until a join restricts it.
+    leave every position where it is.
     """
     along: BoolArray = kept[node][dim]
     seen, front = {node}, list(node.users)
     while front:
         user = front.pop()
-        after = kept.get(user)
-        if user in seen or not isinstance(after, list) or len(after) <= dim or isinstance(after[0], list):
+        if user in seen or not _keeps_layout(user):
             continue
         seen.add(user)
-        if after[dim].shape == along.shape and len(after) == len(kept[node]):
+        after = kept[user]
+        if len(after) == len(kept[node]) and after[dim].shape == along.shape:
             along = along & after[dim]
-            front += list(user.users) if math.prod(len(k) for k in after) else []
+            front += list(user.users)
     return along
 
 
-def _patch_groups(node: Node, kept: dict[Node, Any], name: str) -> None:
-    position = 7 if "transpose" in name else 6
+def _keeps_layout(node: Node) -> bool:
+    if node.op == "call_module":  # only norms and dropout become modules again
+        return True
+    name = op_name(node)
+    return node.op == "call_function" and (name in _LAYOUT_KEPT or is_pointwise(node))
+
+
+def _patch_groups(node: Node, kept: dict[Node, Any]) -> None:
+    """Groups of a depthwise convolution go with their channels; those of any other one stay."""
+    arguments = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    position = arguments.index("groups")
     if len(node.args) <= position:
         return
     groups = int(node.args[position])  # type: ignore[arg-type]
-    weight = kept[node.args[1]]  # type: ignore[index]
-    if groups == 1:
-        return
-    rows = weight[0].reshape(groups, -1)
-    remaining = int(rows.any(1).sum())
-    if remaining < groups:
-        args = list(node.args)
-        args[position] = remaining
-        node.args = tuple(args)
-
-
+    rows = kept[node.args[1]][0].reshape(groups, -1)  # type: ignore[index]
+    _set(node, position, int(rows.any(1).sum()))

@@ -11,7 +11,8 @@ from torch import nn
 
 from qcqp_prune.apply.rewrite import rewritten
 from qcqp_prune.apply.surgery import check_masks, copied, cut
-from qcqp_prune.apply.verify import TOLERANCE, Oracle, Verification, check_counts
+from qcqp_prune.apply.verification import Verification
+from qcqp_prune.apply.verify import TOLERANCE, Oracle, check_counts
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.masks import Masks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module, model_outputs
+from qcqp_prune.apply.verification import Count
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
@@ -19,37 +19,6 @@ from qcqp_prune.program.problem import Resource
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest accepted relative error by the dtype of the computation: rounding only."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """One resource: what the model of it says, and what an independent counter finds on the smaller network."""
-
-    resource: str
-    unit: str
-    predicted: int
-    measured: int
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What was checked on a smaller network.
-
-    Attributes:
-        counts: identity 2, equal as integers; one entry for each resource that can be measured.
-        max_relative_error: identity 3, ``max |small - masked| / max |masked|`` over all outputs.
-        tolerance: largest error accepted.
-        dtype: dtype in which outputs were compared.
-        realisation: ``modules`` (the user's own classes) or ``graph`` (a rewritten graph module).
-        note: why the realisation is not the modules.
-    """
-
-    counts: tuple[Count, ...]
-    max_relative_error: float
-    tolerance: float
-    dtype: str
-    realisation: str = "modules"
-    note: str = field(default="")
 
 
 class Oracle:

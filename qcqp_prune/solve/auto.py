@@ -8,9 +8,9 @@ from qcqp_prune.solve.backend import (
     Backend,
     Outlook,
     Role,
-    available_solvers,
-    get_backend,
+    load_backend,
     problem_class,
+    registered_solvers,
     require_capable,
 )
 from qcqp_prune.solve.result import Reason, Termination
@@ -31,12 +31,19 @@ def choose(program: Program) -> Team:
         SolverUnavailableError: no installed backend offers itself.
     """
     team: Team = {}
-    for info in available_solvers():
-        if not info.availability.ok or not any(c.covers(problem_class(program)) for c in info.classes):
+    for name in registered_solvers():
+        try:
+            backend = load_backend(name)
+        except SolverUnavailableError:
             continue
-        backend = get_backend(info.name)
         outlook = backend.outlook(program)
-        if outlook is not None and (outlook.role not in team or outlook.rank > team[outlook.role][1].rank):
+        # Whether a backend can run is asked last: to find out may import its package.
+        if (
+            outlook is not None
+            and (outlook.role not in team or outlook.rank > team[outlook.role][1].rank)
+            and any(c.covers(problem_class(program)) for c in backend.classes)
+            and backend.availability().ok
+        ):
             team[outlook.role] = (backend, outlook)
     if not team:
         raise SolverUnavailableError(

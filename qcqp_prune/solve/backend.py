@@ -126,14 +126,19 @@ class SolverInfo:
 def available_solvers() -> tuple[SolverInfo, ...]:
     """Every registered solver, whether it can run here, and what it takes; sorted by name."""
     found = []
-    for name in sorted(_entry_points()):
+    for name in registered_solvers():
         try:
-            backend = _load(name, None)
+            backend = load_backend(name)
         except SolverUnavailableError as error:
             found.append(SolverInfo(name, Availability(False, str(error)), ()))
         else:
             found.append(SolverInfo(name, backend.availability(), backend.classes))
     return tuple(found)
+
+
+def registered_solvers() -> tuple[str, ...]:
+    """Names of all registered backends, sorted, whether or not they can run here."""
+    return tuple(sorted(_entry_points()))
 
 
 def get_backend(name: str) -> Backend:
@@ -149,7 +154,7 @@ def get_backend(name: str) -> Backend:
         hint = f"did you mean {near[0]!r}? " if near else ""
         known = ", ".join(["auto", *sorted(points)])
         raise SolverUnavailableError(f"no solver is called {name!r}: {hint}Choose from {known}")
-    backend = _load(base, argument or None)
+    backend = load_backend(base, argument or None)
     require_available(backend)
     return backend
 
@@ -176,7 +181,12 @@ def _entry_points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=SOLVER_ENTRY_POINTS)}
 
 
-def _load(name: str, argument: str | None) -> Backend:
+def load_backend(name: str, argument: str | None = None) -> Backend:
+    """Make a registered backend, whether or not it can run here.
+
+    Raises:
+        SolverUnavailableError: its module cannot be imported, or its constructor refuses the argument.
+    """
     point = _entry_points()[name]
     try:
         factory = point.load()

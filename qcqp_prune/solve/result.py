@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -106,12 +106,13 @@ class RawSolution:
 class TraceRecorder:
     """Collects trace points that say something new, and passes them to a listener."""
 
-    def __init__(self, listener: Any = None) -> None:
+    def __init__(self, listener: Callable[[TracePoint], None] | None = None) -> None:
         self._points: list[TracePoint] = []
         self._listener = listener
 
     def add(self, point: TracePoint) -> None:
         """Keep a point whose incumbent or bound is new."""
+        point = replace(point, incumbent=_plain(point.incumbent), bound=_plain(point.bound))
         last = self._points[-1] if self._points else None
         if last is not None and (last.incumbent, last.bound) == (point.incumbent, point.bound):
             return
@@ -123,6 +124,11 @@ class TraceRecorder:
     def points(self) -> tuple[TracePoint, ...]:
         """Everything kept so far."""
         return tuple(self._points)
+
+
+def _plain(value: float | None) -> float | None:
+    """A Python float, so that a report can be written as JSON."""
+    return None if value is None else float(value)
 
 
 def relative_gap(objective: float, bound: float | None) -> float | None:

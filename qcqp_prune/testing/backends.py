@@ -1,1 +1,139 @@
-def check_backend(): pass
+"""A test that every solver backend must pass, ours and third parties' alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qcqp_prune.errors import BackendError, InvalidOptionError, NoIncumbentError
+from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.program import Program
+from qcqp_prune.solve.backend import Backend, require_available
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.report import SolveReport
+from qcqp_prune.solve.result import Reason
+from qcqp_prune.solve.run import solve
+from qcqp_prune.testing.exhaustive import Optimum, exhaustive
+from qcqp_prune.testing.instances import STRUCTURES, random_problem
+
+RELATIVE = 1e-6
+
+
+@dataclass(frozen=True)
+class BackendCheck:
+    """What a backend achieved on the small problems, all of which it answered correctly.
+
+    Attributes:
+        problems: how many were solved.
+        proved: how many it reported as proved optimal (and were).
+        missed: how many answers were feasible and not the best, without a claim to be.
+    """
+
+    problems: int
+    proved: int
+    missed: int
+
+
+def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
+    """Run a backend on small problems of every structure and compare with all masks tried.
+
+    Structures: chains, residual streams, depthwise costs, concatenation, ties, couplings of a group with itself, counts
+    in multiples, two budgets, negative coefficients, frozen groups, scalar and low-rank coefficients. Also: a work
+    limit of 1, a warm start, a stop that was asked for at once, repeatability, and a program without feasible points.
+
+    Args:
+        backend: must be available here.
+        seeds: problems of each structure.
+
+    Raises:
+        SolverUnavailableError: the backend cannot run here.
+        BackendError: it broke the contract; the message says where.
+    """
+    require_available(backend)
+    problems = proved = missed = 0
+    for structure in STRUCTURES:
+        for seed in range(seeds):
+            problem = random_problem(seed, structure)
+            optimum = exhaustive(problem)
+            where = f"random_problem({seed}, {structure!r})"
+            report = solve(problem, backend, gap_limit=0.0)
+            _check_report(report, optimum, where)
+            problems += 1
+            proved += report.termination.reason is Reason.OPTIMAL
+            missed += report.objective < optimum.objective - _slip(optimum)
+        _check_limits(backend, problem, optimum, where)
+        _check_warm_start(backend, problem, optimum, where)
+    _check_stop(backend, problem)
+    _check_repeatable(backend, problem)
+    _check_infeasible(backend, problem)
+    return BackendCheck(problems, proved, missed)
+
+
+def _slip(optimum: Optimum) -> float:
+    return RELATIVE * abs(optimum.objective) + 1e-9
+
+
+def _check_report(report: SolveReport, optimum: Optimum, where: str) -> None:
+    slip = _slip(optimum)
+    if report.bound is not None and report.bound < optimum.objective - slip:
+        raise BackendError(
+            f"{where}: the bound {report.bound!r} is below the optimum {optimum.objective!r}: do not report bounds "
+            "that are not valid"
+        )
+    if report.termination.reason is Reason.OPTIMAL and report.objective < optimum.objective - slip:
+        raise BackendError(
+            f"{where}: {report.objective!r} is reported as optimal, the optimum is {optimum.objective!r}: report "
+            "another reason where nothing is proved"
+        )
+
+
+def _check_limits(backend: Backend, problem: PruningProblem, optimum: Optimum, where: str) -> None:
+    try:
+        report = solve(problem, backend, options=SolveOptions(work_limit=1, gap_limit=0.0))
+    except (NoIncumbentError, InvalidOptionError):
+        return
+    _check_report(report, optimum, f"{where} with work_limit=1")
+
+
+def _check_warm_start(backend: Backend, problem: PruningProblem, optimum: Optimum, where: str) -> None:
+    report = solve(problem, backend, warm_start=optimum.mask)
+    _check_report(report, optimum, f"{where} from the optimum")
+    if report.objective < optimum.objective - _slip(optimum):
+        raise BackendError(
+            f"{where}: a warm start at the optimum was lost: return the start if nothing is better"
+        )
+
+
+def _check_stop(backend: Backend, problem: PruningProblem) -> None:
+    raw = backend.solve(Program.from_problem(problem), SolveOptions(stop=lambda: True))
+    if raw.termination.reason not in (Reason.INTERRUPTED, Reason.OPTIMAL):
+        raise BackendError(
+            f"asked to stop at once it ended with {raw.termination.reason.name}: poll options.stop and report "
+            "INTERRUPTED"
+        )
+
+
+def _check_repeatable(backend: Backend, problem: PruningProblem) -> None:
+    program, options = Program.from_problem(problem), SolveOptions(seed=3, work_limit=20)
+    try:
+        first, second = (backend.solve(program, options).x for _ in range(2))
+    except InvalidOptionError:
+        return
+    same = first is second if first is None or second is None else np.array_equal(first, second)
+    if not same:
+        raise BackendError(
+            "the same seed and work limit gave two selections: seed everything, and count no seconds"
+        )
+
+
+def _check_infeasible(backend: Backend, problem: PruningProblem) -> None:
+    program = Program.from_problem(problem)
+    budget = replace(program.constraints[0], limit=program.constraints[0].form.constant - 1)
+    raw = backend.solve(replace(program, constraints=(budget, *program.constraints[1:])), SolveOptions())
+    if raw.x is not None:
+        raise BackendError(
+            "it returned a selection for a program that has none: check the budgets before returning"
+        )
+    if raw.termination.reason is Reason.OPTIMAL:
+        raise BackendError("it reports OPTIMAL for a program without a feasible point: report INFEASIBLE")

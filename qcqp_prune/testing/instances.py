@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -84,7 +85,7 @@ def normalised_importance(rng: np.random.Generator, p: int, q: int, taps: int = 
 
 def _chain(s: Sketch) -> None:
     ids = [s.group(int(w)) for w in s.rng.integers(2, 5, size=4)]
-    for g, h in zip(ids, ids[1:], strict=False):
+    for g, h in itertools.pairwise(ids):
         s.layer(g, h)
 
 
@@ -149,7 +150,7 @@ def _negative(s: Sketch) -> None:
 
 def _frozen(s: Sketch) -> None:
     ids = [s.group(3, frozen_reason="input"), s.group(4), s.group(4), s.group(2, frozen_reason="output")]
-    for g, h in zip(ids, ids[1:], strict=False):
+    for g, h in itertools.pairwise(ids):
         s.layer(g, h)
     s.layer(ids[0], ids[3])
 
@@ -210,9 +211,7 @@ def _bottlenecks() -> ChainShape:
 def _cifar_resnet(blocks: int) -> ChainShape:
     n = 2 * blocks
     widths = (3, *[16] * (n + 1), *[32] * n, *[64] * n, 10)
-    return ChainShape(
-        widths, (*[3] * (3 * n + 1), 1), (*[1024] * (n + 1), *[256] * n, *[64] * n, 1)
-    )
+    return ChainShape(widths, (*[3] * (3 * n + 1), 1), (*[1024] * (n + 1), *[256] * n, *[64] * n, 1))
 
 
 CHAINS: dict[str, ChainShape] = {

@@ -52,6 +52,10 @@ class BlockCoordinateBackend:
 
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         """Search from several starts until the search ends or a limit is met; always holds a feasible point."""
+        least = np.asarray([g.counts[0] for g in program.groups], dtype=np.int64)
+        if not program.counts_feasible(least):
+            # Costs never fall with counts, so this is a proof.
+            return RawSolution(Termination(Reason.INFEASIBLE), solver_version=version("qcqp-prune"))
         return _Search(program, options).run()
 
 

@@ -24,7 +24,7 @@ from qcqp_prune_solvers.retry import solve_exactly
 
 # Nonzeros of the cardinality-RLT model up to which branch and cut on it is expected to close within a minute, and up to
 # which its root relaxation still is.
-CLOSES = 12_000
+CLOSES = 50_000
 BRANCHES = 100_000
 REDUCTIONS: dict[str, type[CardinalityRLT] | type[Perspective]] = {
     CardinalityRLT.name: CardinalityRLT,
@@ -58,7 +58,7 @@ class HighsBackend:
             return Availability(False, "highspy is not installed: pip install highspy")
         import highspy
 
-        return Availability(True, version=highspy.Highs().version())
+        return Availability(True, version=highspy.Highs().version())  # type: ignore[no-untyped-call]
 
     def outlook(self, program: Program) -> Outlook | None:
         """A proof for about 100 units."""
@@ -76,7 +76,8 @@ class HighsBackend:
         reduction = self._choose(program)
         if not reduction.accepts(program):
             raise SolverIncapableError(
-                f"the {reduction.name} model of {program.size:,} units and {program.pair_count:,} products is too large: "
+                f"the {reduction.name} model of {program.size:,} units and {program.pair_count:,} products is too "
+                "large: "
                 'use solver="block_coordinate" or "auto"'
             )
 
@@ -103,7 +104,7 @@ class _Run:
         self.recorder = TraceRecorder(options.on_event)
         self.model = reduction.apply(program)
         self.log: list[str] = []
-        self.h = highspy.Highs()
+        self.h = highspy.Highs()  # type: ignore[no-untyped-call]
         self._parameters()
         self.h.passModel(as_highs(self.model))
         self._listen()
@@ -190,7 +191,7 @@ class _Run:
             Status.kSolutionLimit: Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}"),
             Status.kIterationLimit: Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}"),
             Status.kInterrupt: Termination(Reason.INTERRUPTED),
-            Status.kHighsInterrupt: Termination(Reason.INTERRUPTED),
+            getattr(Status, "kHighsInterrupt", Status.kInterrupt): Termination(Reason.INTERRUPTED),
             Status.kInfeasible: Termination(Reason.INFEASIBLE),
             Status.kMemoryLimit: Termination(Reason.MEMORY_LIMIT),
         }

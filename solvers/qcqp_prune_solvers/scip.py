@@ -48,7 +48,9 @@ class ScipBackend:
         """A proof for about 40 units; more are better left to linear models."""
         if program.pair_count > CLOSES:
             return None
-        return Outlook(Role.PROVES, 10, f"{program.pair_count} products are few enough for spatial branch and cut")
+        return Outlook(
+            Role.PROVES, 10, f"{program.pair_count} products are few enough for spatial branch and cut"
+        )
 
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         """Branch and cut until the gap is closed or a limit is met.
@@ -145,9 +147,7 @@ class _ScipModel:
         first, second = self.program.groups[pair.first], self.program.groups[pair.second]
         weights = dense(pair.coef, (first.width, second.width))
         x, y = self.x[first.span], self.x[second.span]
-        return quicksum(
-            float(weights[i, j]) * x[i] * y[j] for i, j in zip(*np.nonzero(weights), strict=True)
-        )
+        return quicksum(float(weights[i, j]) * x[i] * y[j] for i, j in zip(*np.nonzero(weights), strict=True))
 
     def _budget(self, constraint: CountConstraint) -> None:
         from pyscipopt import quicksum
@@ -162,7 +162,7 @@ class _ScipModel:
         if terms:
             self.model.addCons(quicksum(terms) <= limit)
             tolerance = min(max(0.3 / max(limit, 1), TIGHTEST), LOOSEST)
-            if tolerance < self.model.getParam("numerics/feastol"):
+            if tolerance < float(self.model.getParam("numerics/feastol")):
                 self.model.setParam("numerics/feastol", tolerance)
 
     def _parameters(self) -> None:
@@ -199,11 +199,11 @@ class _ScipModel:
         m.addSol(solution)
 
     def _listen(self) -> None:
-        from pyscipopt import SCIP_EVENTTYPE, Eventhdlr
+        from pyscipopt import SCIP_EVENTTYPE, Eventhdlr  # type: ignore[attr-defined]
 
         outer = self
 
-        class Listener(Eventhdlr):  # type: ignore[misc]
+        class Listener(Eventhdlr):
             events = (
                 SCIP_EVENTTYPE.BESTSOLFOUND,
                 SCIP_EVENTTYPE.DUALBOUNDIMPROVED,
@@ -226,7 +226,9 @@ class _ScipModel:
                     self.model.interruptSolve()
                 return {}
 
-        self.model.includeEventhdlr(Listener(), "progress", "records incumbents and bounds, and passes Ctrl-C on")
+        self.model.includeEventhdlr(
+            Listener(), "progress", "records incumbents and bounds, and passes Ctrl-C on"
+        )
 
     def note(self) -> None:
         """Record what SCIP holds now."""

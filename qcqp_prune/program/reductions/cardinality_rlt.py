@@ -104,9 +104,7 @@ def _add_within(model: CountModel, pair: GroupPair) -> None:
     if not len(i):
         return
     weights = dense(pair.coef, (group.width, group.width))
-    columns = b.columns(
-        len(i), 1.0, lambda x: x[group.span][i] * x[group.span][j], objective=weights[i, j]
-    )
+    columns = b.columns(len(i), 1.0, lambda x: x[group.span][i] * x[group.span][j], objective=weights[i, j])
     r, s = model.x[g][i], model.x[g][j]
     b.rows(len(i), (columns, 1.0), (r, -1.0), upper=0.0)
     b.rows(len(i), (columns, 1.0), (s, -1.0), upper=0.0)

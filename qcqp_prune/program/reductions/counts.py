@@ -51,9 +51,7 @@ class CountModel:
         allowed = reachable_counts(program)
         self.low = [a[0] for a in allowed]
         self.high = [a[-1] for a in allowed]
-        every = self.builder.columns(
-            program.size, 1.0, lambda x: x, objective=program.linear, integer=True
-        )
+        every = self.builder.columns(program.size, 1.0, lambda x: x, objective=program.linear, integer=True)
         self.x: list[IntArray] = [every[g.span] for g in program.groups]
         self.n: list[int] = [self._count(k, a) for k, a in enumerate(allowed)]
         self._products: dict[tuple[int, int], int] = {}
@@ -147,4 +145,3 @@ def scaled_side(coefficients: list[int], limit: int) -> tuple[float, float]:
     while steps * scale > LARGEST_SIDE and scale > SMALLEST_STEP:
         scale /= 2
     return common / scale, steps * scale
-

@@ -107,7 +107,9 @@ class LinearModelBuilder:
         integer: bool = False,
     ) -> IntArray:
         """Add ``count`` columns; their indices. Everything is broadcast."""
-        spread = [np.broadcast_to(np.asarray(a, np.float64), (count,)).copy() for a in (objective, lower, upper)]
+        spread = [
+            np.broadcast_to(np.asarray(a, np.float64), (count,)).copy() for a in (objective, lower, upper)
+        ]
         self._columns.append((spread[0], spread[1], spread[2], np.full(count, integer)))
         index = np.arange(self._count, self._count + count, dtype=np.int64)
         self._blocks.append((index, values))

@@ -4,7 +4,7 @@ For a unit ``i`` that meets a group with variables ``s`` and count ``n`` through
 ``a = m 1 + a'`` with ``m = min a``. Then ``r_i (a . s) = m w_i + y_i`` with ``w_i = n r_i`` exact, and::
 
     y_i <= a' . s                                        y_i <= (sum a') r_i
-    y_i <= t_k w_i + (T_k - k t_k) r_i   for some k      (t_k the k-th largest entry of a', T_k the sum of the k largest)
+    y_i <= t_k w_i + (T_k - k t_k) r_i   for some k   (t_k the k-th largest entry of a', T_k the sum of the k largest)
 
 The tangents are the perspective of the concave function "best sum of n entries" of ``a'``. Each pair of groups is
 modelled from both sides and the two totals are equal. Exact at 0/1 points; the linear relaxation is weaker than the

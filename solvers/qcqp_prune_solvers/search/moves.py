@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune.program.coefficients import BoolArray, FloatArray
 from qcqp_prune_solvers.search.state import Snapshot, State
 
 Stop = Callable[[], bool]
@@ -64,7 +64,7 @@ def fill(state: State, skip: int | None = None) -> None:
         state.raise_class(_most_for_cost(gains, costs / np.maximum(slack, 1)[:, None], fits))
 
 
-def _most_for_cost(gains: FloatArray, shares: FloatArray, fits: FloatArray) -> int:
+def _most_for_cost(gains: FloatArray, shares: FloatArray, fits: BoolArray) -> int:
     with np.errstate(divide="ignore", invalid="ignore"):
         worth = gains / np.maximum(shares.sum(axis=0), 1e-300)
     worth[~fits] = -np.inf

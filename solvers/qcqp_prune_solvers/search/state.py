@@ -47,7 +47,8 @@ class State:
         counts = program.counts(x)
         heads = [int(counts[m[0]]) for m in self.structure.members]
         self.level = np.asarray(
-            [np.searchsorted(a, n) for a, n in zip(self.structure.allowed, heads, strict=True)], dtype=np.int64
+            [np.searchsorted(a, n) for a, n in zip(self.structure.allowed, heads, strict=True)],
+            dtype=np.int64,
         )
         self._recount()
 
@@ -100,7 +101,7 @@ class State:
 
     def _cost(self, step: IntArray) -> IntArray:
         diagonal = self.structure.curvature.diagonal(axis1=1, axis2=2)
-        return step * self._slope + diagonal * (step * step) // 2
+        return np.asarray(step * self._slope + diagonal * (step * step) // 2)
 
     def up_values(self) -> FloatArray:
         """Worth of the best next step up of each class, ``(classes,)``; -inf where there is none."""

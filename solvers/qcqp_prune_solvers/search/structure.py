@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcqp_prune.program.coefficients import Coefficient, FloatArray, IntArray, LowRank, dense, transposed
+from qcqp_prune.program.coefficients import (
+    BoolArray,
+    Coefficient,
+    FloatArray,
+    IntArray,
+    LowRank,
+    dense,
+    transposed,
+)
 from qcqp_prune.program.program import CountConstraint, Program
 
 
@@ -37,7 +45,7 @@ class Structure:
     linear: IntArray
     curvature: IntArray
     colours: tuple[IntArray, ...]
-    curved: IntArray
+    curved: BoolArray
 
     @classmethod
     def of(cls, program: Program) -> Structure:
@@ -87,7 +95,7 @@ def _neighbours(program: Program) -> tuple[tuple[tuple[int, Coefficient], ...], 
     return tuple(tuple(f) for f in found)
 
 
-def _coupled(program: Program, class_of: IntArray, count: int) -> IntArray:
+def _coupled(program: Program, class_of: IntArray, count: int) -> BoolArray:
     coupled = np.zeros((count, count), np.bool_)
     for pair in program.pairs:
         a, b = class_of[pair.first], class_of[pair.second]
@@ -95,7 +103,7 @@ def _coupled(program: Program, class_of: IntArray, count: int) -> IntArray:
     return coupled
 
 
-def _colours(coupled: IntArray) -> tuple[IntArray, ...]:
+def _colours(coupled: BoolArray) -> tuple[IntArray, ...]:
     """Greedy colouring, classes of high degree first; a class coupled with itself is alone in its colour."""
     order = np.argsort(-coupled.sum(axis=1), kind="stable")
     colours: list[list[int]] = []

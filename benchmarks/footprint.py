@@ -1,0 +1,62 @@
+"""Seconds and peak memory of tracing a network and building its problem, each network in a process of its own.
+
+    python -m benchmarks.footprint [tv_resnet50 tv_mobilenet_v2 ...]
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.recording import record
+
+
+def main() -> None:
+    names = sys.argv[1:] or ["resnet20", "resnet56", "tv_mobilenet_v2", "tv_resnet50"]
+    rows = []
+    for name in names:
+        code = f"from benchmarks.footprint import measure; measure({name!r})"
+        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        rows.append(json.loads(out.splitlines()[-1]))
+        print(rows[-1], flush=True)
+    print("written:", record("footprint", rows))
+
+
+def measure(name: str) -> None:
+    """Print one row as JSON; memory is this process's, the framework and the model included."""
+    import qcqp_prune as qp
+    from benchmarks.instances import INSTANCES
+    from qcqp_prune.program.program import Program
+
+    instance = INSTANCES[name]
+    model = instance.build()
+    imported = _peak()
+    start = time.perf_counter()
+    graph = qp.trace(model, instance.example())
+    traced = time.perf_counter()
+    problem = qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
+    program = Program.from_problem(problem)
+    built = time.perf_counter()
+    row: dict[str, Any] = {
+        "network": name,
+        "units": graph.prunable_count,
+        "groups": len(program.groups),
+        "pairs": program.pair_count,
+        "trace_seconds": round(traced - start, 2),
+        "build_seconds": round(built - traced, 2),
+        "peak_mb_before": imported,
+        "peak_mb_after": _peak(),
+    }
+    print(json.dumps(row))
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The networks that benchmarks run on, by name: published weights where they are at hand, else torchvision's shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from qcqp_prune import models
+
+ROOT = Path(__file__).resolve().parent.parent
+PRETRAINED = Path(os.environ.get("QCQP_PRUNE_PRETRAINED") or ROOT.parent / "shared" / "data" / "pretrained")
+WEIGHTS = {
+    "resnet20": "resnet20-12fca82f.th",
+    "resnet32": "resnet32-d509ac18.th",
+    "resnet56": "resnet56-4bfd9763.th",
+}
+
+
+class MissingWeights(RuntimeError):
+    """The published weights are not at hand."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A network and the input that it is traced with."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+
+    def example(self) -> torch.Tensor:
+        return torch.zeros(self.shape)
+
+
+def pretrained(name: str) -> nn.Module:
+    """A CIFAR ResNet with its published weights."""
+    path = PRETRAINED / WEIGHTS[name]
+    if not path.is_file():
+        raise MissingWeights(f"{path} is missing: set QCQP_PRUNE_PRETRAINED to the folder that holds {path.name}")
+    return getattr(models, name)(pretrained=path)
+
+
+def torchvision_model(name: str) -> nn.Module:
+    """A torchvision model with random weights of a fixed seed."""
+    from tests.zoo import torchvision_models
+
+    torch.manual_seed(0)
+    return getattr(torchvision_models(), name)(weights=None)
+
+
+INSTANCES = {
+    x.name: x
+    for x in (
+        Instance("resnet20", lambda: pretrained("resnet20"), (1, 3, 32, 32)),
+        Instance("resnet32", lambda: pretrained("resnet32"), (1, 3, 32, 32)),
+        Instance("resnet56", lambda: pretrained("resnet56"), (1, 3, 32, 32)),
+        Instance("tv_resnet50", lambda: torchvision_model("resnet50"), (1, 3, 224, 224)),
+        Instance("tv_mobilenet_v2", lambda: torchvision_model("mobilenet_v2"), (1, 3, 224, 224)),
+    )
+}

@@ -1,0 +1,5 @@
+"""``python -m qcqp_prune``."""
+
+from qcqp_prune.cli import main
+
+main()

@@ -1,0 +1,56 @@
+"""What was checked on a smaller network. Plain data, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qcqp_prune.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Count:
+    """One resource: what the model of it says, and what an independent counter finds on the smaller network."""
+
+    resource: str
+    unit: str
+    predicted: int
+    measured: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked on a smaller network.
+
+    Attributes:
+        counts: identity 2, equal as integers; one entry for each resource that can be measured.
+        max_relative_error: identity 3, ``max |small - masked| / max |masked|`` over all outputs.
+        tolerance: largest error accepted.
+        dtype: dtype in which outputs were compared.
+        realisation: ``modules`` (the user's own classes) or ``graph`` (a rewritten graph module).
+        note: why the realisation is not the modules.
+    """
+
+    counts: tuple[Count, ...]
+    max_relative_error: float
+    tolerance: float
+    dtype: str
+    realisation: str = "modules"
+    note: str = field(default="")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``; ``from_json`` gives it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verification:
+        """The inverse of ``to_json``.
+
+        Raises:
+            PlanError: the data is incomplete.
+        """
+        try:
+            return cls(**{**data, "counts": tuple(Count(**count) for count in data["counts"])})
+        except (KeyError, TypeError) as error:
+            raise PlanError(f"not the record of a verification ({error!r}): shrink again") from error

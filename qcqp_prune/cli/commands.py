@@ -1,0 +1,192 @@
+"""The single steps, which read and write files: ``trace``, ``solve``, ``shrink``, ``report`` and ``solvers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qcqp_prune.cli.arguments import parse_budgets, parse_importance, parse_kwargs, parse_shape
+from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote
+from qcqp_prune.errors import ConfigError, PlanError
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.program.files import TracedNetwork, read_traced, write_traced
+from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.report import PruneReport
+from qcqp_prune.report.terminal import (
+    report_view,
+    solve_lines,
+    solvers_table,
+    usage_table,
+    verification_lines,
+)
+from qcqp_prune.solve.backend import available_solvers
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.report import SolveReport
+from qcqp_prune.solve.run import solve as solve_problem
+from qcqp_prune.storage import read_json, write_json
+
+Source = Annotated[
+    str, typer.Argument(help="What makes the network: package.module:callable or file.py:callable.")
+]
+Kwargs = Annotated[
+    list[str] | None, typer.Option("--kwarg", help="name=value for the callable, value in JSON or text.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Weights to load: .safetensors, or a state dict of torch.save.")
+]
+GraphFile = Annotated[Path, typer.Argument(help="The file that `trace` wrote; its scores lie beside it.")]
+
+
+def trace(
+    model: Source,
+    input_shape: Annotated[str, typer.Option(help="Shape of the example input, batch first: 1,3,32,32.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The graph file; the scores go beside it.")],
+    kwarg: Kwargs = None,
+    weights: Weights = None,
+    model_seed: Annotated[int, typer.Option(help="Of the random initialisation.")] = 0,
+    importance: Annotated[
+        str, typer.Option(help="magnitude, magnitude:authors, magnitude:l2, batch_norm_scale.")
+    ] = ("magnitude"),
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="Layer name or glob whose outputs are kept.")
+    ] = None,
+    round_to: Annotated[int, typer.Option(help="Kept channels are a multiple of this, or all.")] = 1,
+    min_keep: Annotated[int, typer.Option(help="Least kept channels of a layer.")] = 1,
+) -> None:
+    """Find what can be removed from a network, score it, and write both to files that need no torch."""
+    from qcqp_prune.cli.loading import build_model, example_input, make_importance
+    from qcqp_prune.graph.trace import trace as trace_model
+
+    kwargs = parse_kwargs(kwarg or [])
+    origin = {
+        "source": model,
+        "kwargs": kwargs,
+        "weights": str(weights) if weights else None,
+        "seed": model_seed,
+    }
+    network = build_model(model, kwargs, weights, seed=model_seed)
+    graph = trace_model(
+        network,
+        example_input(parse_shape(input_shape)),
+        ignored_layers=ignore or (),
+        round_to=round_to,
+        min_keep=min_keep,
+    )
+    objective = make_importance(*parse_importance(importance))(network, graph)
+    show_ranges(graph)
+    path, scores = write_traced(output, TracedNetwork(graph, objective, origin))
+    OUT.print(
+        f"{graph.model}: {len(graph.layers)} layers, {graph.prunable_count} units that may go",
+        highlight=False,
+    )
+    wrote("the graph", path)
+    wrote("the scores", scores)
+
+
+def solve(
+    graph: GraphFile,
+    budget: Annotated[
+        list[str], typer.Option("--budget", "-b", help="resource=limit: macs=50%, params=2M. May repeat.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The masks, with the whole record of the solve.")
+    ],
+    solver: Annotated[str, typer.Option(help="auto, or a name from `qcqp-prune solvers`.")] = "auto",
+    time_limit: Annotated[float | None, typer.Option(help="Seconds.")] = None,
+    gap_limit: Annotated[float | None, typer.Option(help="Stop at this relative gap.")] = None,
+    work_limit: Annotated[int | None, typer.Option(help="In the solver's own unit, such as nodes.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads: Annotated[int, typer.Option(help="Most threads to use.")] = 1,
+    warm_start: Annotated[Path | None, typer.Option(help="Masks of an earlier solve to start from.")] = None,
+) -> None:
+    """Choose what to keep. Needs no torch."""
+    traced = read_traced(graph)
+    show_ranges(traced.graph)
+    problem = PruningProblem.build(traced.graph, traced.objective, parse_budgets(budget))
+    start = None if warm_start is None else read_masks(warm_start)
+    with Spinner().running() as spinner:
+        options = SolveOptions(work_limit=work_limit, on_event=spinner.progress)
+        report = solve_problem(
+            problem,
+            solver,
+            time_limit=time_limit,
+            gap_limit=gap_limit,
+            seed=seed,
+            threads=threads,
+            warm_start=start,
+            options=options,
+        )
+    _show_solve(report)
+    wrote("the masks", write_json(output, report.to_json()))
+
+
+def shrink(
+    graph: GraphFile,
+    masks: Annotated[Path, typer.Argument(help="The file that `solve` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the smaller network.")],
+    model: Annotated[str | None, typer.Option(help="What makes the network, where not as traced.")] = None,
+    kwarg: Kwargs = None,
+    weights: Weights = None,
+    realisation: Annotated[str, typer.Option(help="auto, modules or graph.")] = "auto",
+) -> None:
+    """Cut the network as the masks say, verify it, and save it without pickle."""
+    if realisation not in ("auto", "modules", "graph"):
+        raise ConfigError(f"--realisation {realisation!r}: choose auto, modules or graph")
+    from qcqp_prune.apply.plan import save
+    from qcqp_prune.apply.shrink import shrink_and_verify
+    from qcqp_prune.cli.loading import build_model
+
+    traced, kept = read_traced(graph), read_masks(masks)
+    origin = dict(traced.origin)
+    source = model or origin.get("source")
+    if not source:
+        raise ConfigError(
+            f"{graph} does not say what makes the network: give --model package.module:callable"
+        )
+    kwargs: dict[str, Any] = parse_kwargs(kwarg) if kwarg else dict(origin.get("kwargs") or {})
+    file = weights or (Path(origin["weights"]) if origin.get("weights") else None)
+    network = build_model(source, kwargs, file, seed=int(origin.get("seed") or 0))
+    small, checked = shrink_and_verify(network, traced.graph, kept, realisation=realisation)  # type: ignore[arg-type]
+    for line in verification_lines(checked):
+        OUT.print(line)
+    wrote("the smaller network", save(small, output, graph=traced.graph, masks=kept))
+
+
+def report(
+    file: Annotated[
+        Path, typer.Argument(help="report.json, a folder that holds one, or what `solve` wrote.")
+    ],
+) -> None:
+    """Show a report."""
+    path = file / "report.json" if file.is_dir() else file
+    data = read_json(path, "a report")
+    if "format" not in data and "termination" in data:
+        _show_solve(SolveReport.from_json(data))
+        return
+    OUT.print(report_view(PruneReport.from_json(data)))
+
+
+def solvers() -> None:
+    """List the solvers: whether they can run here, which version, and which problems they take."""
+    OUT.print(solvers_table(available_solvers()))
+
+
+def read_masks(path: Path) -> Masks:
+    """Masks from a file of their own, or from the record of a solve that holds them.
+
+    Raises:
+        PlanError: the file holds neither.
+    """
+    data = read_json(path, "a file of masks that `qcqp-prune solve` wrote")
+    inner = data.get("masks", data)
+    if not isinstance(inner, dict):
+        raise PlanError(f"{path} holds no masks: give the file that `qcqp-prune solve` wrote")
+    return Masks.from_json(inner)
+
+
+def _show_solve(result: SolveReport) -> None:
+    OUT.print(usage_table(result.usage.items()))
+    for line in solve_lines(result):
+        OUT.print(line)

@@ -1,0 +1,219 @@
+"""The configuration of ``qcqp-prune run``: one TOML file, one dataclass for each of its tables."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from qcqp_prune.cli.sections import read_section, require_known, with_environment
+from qcqp_prune.errors import ConfigError
+from qcqp_prune.program.problem import known_resources, parse_budgets
+from qcqp_prune.train.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """``source`` makes the network, with ``kwargs``; ``weights`` fills it; ``seed`` is of its initialisation."""
+
+    source: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class InputSection:
+    """Shape, batch first, and dtype of the example input."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """A data set by name; ``root`` is the folder of its files."""
+
+    name: Literal["digits", "cifar10", "mnist", "fashion_mnist", "none"] = "none"
+    root: str | None = None
+    batch_size: int = 128
+    augment: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TraceSection:
+    """What may not be pruned, and how far the rest may go; see ``qcqp_prune.trace``."""
+
+    ignored_layers: tuple[str, ...] = ()
+    round_to: int | Mapping[str, int] = 1
+    min_keep: int | float | Mapping[str, int | float] = 1
+
+
+@dataclass(frozen=True)
+class ImportanceSection:
+    """``batches`` of training data are for ``taylor``, ``variant`` is for ``magnitude``."""
+
+    name: Literal["magnitude", "batch_norm_scale", "taylor"] = "magnitude"
+    variant: Literal["paper", "authors", "l2"] = "paper"
+    batches: int = 8
+
+
+@dataclass(frozen=True)
+class SolverSection:
+    """A solver by name, and its limits; see ``qcqp_prune.SolveOptions``."""
+
+    name: str = "auto"
+    time_limit: float | None = None
+    gap_limit: float | None = None
+    work_limit: int | None = None
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class ShrinkSection:
+    """How the smaller network is made; see ``qcqp_prune.shrink_and_verify``."""
+
+    realisation: Literal["auto", "modules", "graph"] = "auto"
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """Epochs and a recipe; in the file the keys of ``FinetuneConfig`` stand beside these.
+
+    Attributes:
+        epochs: 0 for no training.
+        recalibrate: whether batch norms get their statistics anew after cutting.
+        batches: how many batches that takes at most.
+        checkpoint: a file from which a killed run goes on.
+        recipe: the rest of the keys.
+    """
+
+    epochs: int = 0
+    recalibrate: bool = True
+    batches: int | None = None
+    checkpoint: str | None = None
+    recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+@dataclass(frozen=True)
+class OutputSection:
+    """The folder that gets ``report.json`` and the smaller network."""
+
+    folder: str = "qcqp-prune-out"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole job.
+
+    Attributes:
+        folder: of the configuration file; paths in it are relative to that.
+        pretrain: training of the dense network, for one that comes without weights.
+        finetune: what follows the cut.
+    """
+
+    folder: Path
+    model: ModelSection
+    input: InputSection
+    budgets: Mapping[str, int | float | str]
+    data: DataSection
+    pretrain: TrainingSection
+    trace: TraceSection
+    importance: ImportanceSection
+    solver: SolverSection
+    shrink: ShrinkSection
+    finetune: TrainingSection
+    output: OutputSection
+
+    def path(self, text: str) -> Path:
+        """A path of the file, relative to where the file lies."""
+        return self.folder / Path(text).expanduser()
+
+
+SECTIONS = (
+    "model",
+    "input",
+    "budgets",
+    "data",
+    "pretrain",
+    "trace",
+    "importance",
+    "solver",
+    "shrink",
+    "finetune",
+    "output",
+)
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a table or key is unknown (the nearest is suggested) or missing, a
+            value has the wrong type, or an environment variable is not set.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"the configuration {path} cannot be read ({error.strerror}): give a TOML file"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML ({error}): correct it") from error
+    for name in raw:
+        require_known(name, list(SECTIONS), f"table [{name}] in {path.name}")
+    for name in ("model", "input", "budgets"):
+        if name not in raw:
+            raise ConfigError(f"{path.name} has no table [{name}]: add it")
+    tables = with_environment(raw, "")
+    config = RunConfig(
+        folder=path.absolute().parent,
+        model=read_section(ModelSection, tables["model"], "model"),
+        input=read_section(InputSection, tables["input"], "input"),
+        budgets=_budgets(tables["budgets"]),
+        data=read_section(DataSection, tables.get("data", {}), "data"),
+        pretrain=_training(tables.get("pretrain", {}), "pretrain", FinetuneConfig.from_scratch()),
+        trace=read_section(TraceSection, tables.get("trace", {}), "trace"),
+        importance=read_section(ImportanceSection, tables.get("importance", {}), "importance"),
+        solver=read_section(SolverSection, tables.get("solver", {}), "solver"),
+        shrink=read_section(ShrinkSection, tables.get("shrink", {}), "shrink"),
+        finetune=_training(tables.get("finetune", {}), "finetune", FinetuneConfig()),
+        output=read_section(OutputSection, tables.get("output", {}), "output"),
+    )
+    _require_data(config)
+    return config
+
+
+def _budgets(table: object) -> Mapping[str, int | float | str]:
+    """The budgets as written, read once already: a typing error should not wait for the training to end."""
+    if not isinstance(table, Mapping) or not table:
+        raise ConfigError('[budgets] is empty: write one such as macs = "50%"')
+    parse_budgets(dict(table), known_resources())
+    return dict(table)
+
+
+def _training(table: object, where: str, base: FinetuneConfig) -> TrainingSection:
+    """Keys of the section and keys of the recipe stand side by side in the file."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"[{where}] is {table!r}: write a table of key = value")
+    own = {"epochs", "recalibrate", "batches", "checkpoint"} if where == "finetune" else {"epochs"}
+    keys = [*sorted(own), *FinetuneConfig.__dataclass_fields__]
+    for key in table:
+        require_known(key, keys, f"key {key!r} in [{where}]")
+    recipe = read_section(FinetuneConfig, {k: v for k, v in table.items() if k not in own}, where, base=base)
+    mine = read_section(TrainingSection, {k: v for k, v in table.items() if k in own}, where)
+    return TrainingSection(mine.epochs, mine.recalibrate, mine.batches, mine.checkpoint, recipe)
+
+
+def _require_data(config: RunConfig) -> None:
+    """Refuse training and scores that need data where none is named."""
+    if config.data.name != "none":
+        return
+    wants = [f"[{n}] epochs" for n in ("pretrain", "finetune") if getattr(config, n).epochs]
+    wants += ["[importance] taylor"] if config.importance.name == "taylor" else []
+    if wants:
+        raise ConfigError(f"{' and '.join(wants)} need data and [data] names none: add [data] name")

@@ -1,0 +1,67 @@
+"""What the commands write to: results to standard output, progress and errors to standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.status import Status
+
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.report.budgets import feasible_ranges
+from qcqp_prune.report.terminal import ranges_table
+from qcqp_prune.solve.result import TracePoint, relative_gap
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OUT = Console()
+ERR = Console(stderr=True)
+
+
+def show_ranges(graph: ChannelGraph) -> None:
+    """Print what budgets can be met, before anything is solved."""
+    OUT.print(ranges_table(feasible_ranges(graph)))
+
+
+def wrote(what: str, path: Path) -> None:
+    """Say where a result lies."""
+    OUT.print(f"wrote {what}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+class Spinner:
+    """One line on the terminal that says what is being done; silent where standard error is no terminal."""
+
+    def __init__(self) -> None:
+        self._status = Status("", console=ERR)
+
+    @contextmanager
+    def running(self) -> Iterator[Spinner]:
+        """Show it while the block lasts."""
+        try:
+            yield self
+        finally:
+            self._status.stop()
+
+    def say(self, text: str) -> None:
+        """Change the line."""
+        self._status.update(text)
+        if ERR.is_terminal:
+            self._status.start()
+
+    def pause(self) -> None:
+        """Leave the line to someone else, such as a progress bar."""
+        self._status.stop()
+
+    def progress(self, point: TracePoint) -> None:
+        """Show a solver's incumbent, bound and gap."""
+        parts = [f"solving, {point.seconds:.0f} s"]
+        if point.incumbent is not None:
+            parts.append(f"selection worth {point.incumbent:.6g}")
+        if point.bound is not None:
+            parts.append(f"bound {point.bound:.6g}")
+        if point.incumbent is not None and (gap := relative_gap(point.incumbent, point.bound)) is not None:
+            parts.append(f"gap {gap:.2%}")
+        self.say(", ".join(parts))

@@ -1,0 +1,166 @@
+"""Doing a job: everything between a checked configuration and the files in the output folder. Needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.apply.plan import load, save
+from qcqp_prune.apply.verification import Verification
+from qcqp_prune.cli.config import RunConfig
+from qcqp_prune.cli.console import ERR, OUT, Spinner, show_ranges, wrote
+from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
+from qcqp_prune.errors import VerificationError
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.trace import eval_mode
+from qcqp_prune.pipeline import Recovery, Watcher, prune
+from qcqp_prune.report import PruneReport
+from qcqp_prune.report.terminal import report_view
+from qcqp_prune.solve.backend import get_backend
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.result import TracePoint
+from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
+from qcqp_prune.train.batches import Loader
+
+_SAYS = {
+    "trace": "tracing the network",
+    "score": "scoring its channels",
+    "solve": "solving",
+    "shrink": "cutting and verifying",
+    "recalibrate": "recalibrating batch norms",
+    "evaluate": "measuring accuracy",
+}
+
+
+def run_job(config: RunConfig, output: Path) -> PruneReport:
+    """Do the whole job, and write ``report.json`` and the smaller network into a folder.
+
+    Raises:
+        QcqpPruneError: whatever stands in its way.
+    """
+    if config.solver.name != "auto":
+        get_backend(config.solver.name)  # a solver that is not there is said before anything is trained
+    train, validation = loaders(
+        read_data(config.data.name, None if config.data.root is None else str(config.path(config.data.root))),
+        config.data.batch_size,
+        augment=config.data.augment,
+        seed=config.data.seed,
+    )
+    importance = make_importance(
+        config.importance.name, config.importance.variant, train, config.importance.batches
+    )
+    model = _dense(config, train)
+    with Spinner().running() as spinner:
+        small, report = prune(
+            model,
+            example_input(config.input.shape, config.input.dtype),
+            budgets=config.budgets,
+            importance=importance,
+            solver=config.solver.name,
+            ignored_layers=config.trace.ignored_layers,
+            round_to=config.trace.round_to,
+            min_keep=config.trace.min_keep,
+            realisation=config.shrink.realisation,
+            options=_options(config),
+            recovery=_recovery(config, train, validation),
+            watch=_ConsoleWatcher(spinner),
+        )
+    OUT.print(report_view(report))
+    _write(report, small, model, output)
+    return report
+
+
+def _dense(config: RunConfig, train: Loader | None) -> nn.Module:
+    """The network to prune, trained first where the configuration says so."""
+    weights = None if config.model.weights is None else config.path(config.model.weights)
+    source = config.model.source
+    file, _, name = source.rpartition(":")
+    if file.endswith(".py"):
+        source = f"{config.path(file)}:{name}"
+    model = build_model(source, config.model.kwargs, weights, seed=config.model.seed)
+    if config.pretrain.epochs and train is not None:
+        OUT.print(f"training {type(model).__name__} for {config.pretrain.epochs} epochs", highlight=False)
+        finetune(model, train, epochs=config.pretrain.epochs, config=_shown(config.pretrain.recipe))
+    return model
+
+
+def _options(config: RunConfig) -> SolveOptions:
+    wishes = config.solver
+    base = SolveOptions(
+        time_limit=wishes.time_limit, work_limit=wishes.work_limit, seed=wishes.seed, threads=wishes.threads
+    )
+    return base if wishes.gap_limit is None else replace(base, gap_limit=wishes.gap_limit)
+
+
+def _recovery(config: RunConfig, train: Loader | None, validation: Loader | None) -> Recovery:
+    wishes = config.finetune
+    return Recovery(
+        validation=validation,
+        train=train,
+        recalibrate=wishes.recalibrate,
+        batches=wishes.batches,
+        epochs=wishes.epochs,
+        config=_shown(wishes.recipe),
+        checkpoint=None if wishes.checkpoint is None else config.path(wishes.checkpoint),
+    )
+
+
+def _shown(recipe: FinetuneConfig) -> FinetuneConfig:
+    """The recipe with a progress bar where someone can see it."""
+    return replace(recipe, progress=recipe.progress or ERR.is_terminal)
+
+
+def _write(report: PruneReport, small: nn.Module, dense: nn.Module, output: Path) -> None:
+    """Write the results, and read the network back: what lies on the disk must compute the same."""
+    assert report.graph is not None  # prune() always sets it
+    folder = save(small, output / "model", graph=report.graph, masks=report.masks)
+    again = load(folder, dense)
+    args, kwargs = make_inputs(report.graph, seed=1, device=next(small.parameters()).device)
+    with torch.no_grad(), eval_mode(small), eval_mode(again):
+        outputs = pytree.tree_leaves((small(*args, **kwargs), again(*args, **kwargs)))
+    half = len(outputs) // 2
+    same = all(
+        torch.equal(a, b)
+        for a, b in zip(outputs[:half], outputs[half:], strict=True)
+        if isinstance(a, torch.Tensor)
+    )
+    if not same:
+        raise VerificationError(
+            f"the network read back from {folder} computes something else: report it with the model"
+        )
+    report.write(output / "report.json")
+    wrote("the smaller network (read back: the same outputs, bit for bit)", folder)
+    wrote("the report", output / "report.json")
+
+
+class _ConsoleWatcher(Watcher):
+    """Says on the terminal what happens."""
+
+    def __init__(self, spinner: Spinner) -> None:
+        self._spinner = spinner
+
+    def phase(self, name: str) -> None:
+        if name == "finetune":
+            self._spinner.pause()  # it has a progress bar of its own
+        else:
+            self._spinner.say(_SAYS[name])
+
+    def traced(self, graph: ChannelGraph) -> None:
+        show_ranges(graph)
+
+    def progress(self, point: TracePoint) -> None:
+        self._spinner.progress(point)
+
+    def verified(self, checked: Verification) -> None:
+        OUT.print(
+            f"cut and verified: {', '.join(f'{c.resource} {c.measured:,}' for c in checked.counts)}",
+            highlight=False,
+        )
+
+    def evaluated(self, step: str, result: Evaluation) -> None:
+        OUT.print(f"accuracy {step}: {result.accuracy:.2%} of {result.samples:,}", highlight=False)

@@ -1,0 +1,18 @@
+"""What was done to a network and what is proved of it, as plain data and as tables for the terminal. No torch."""
+
+from qcqp_prune.report.budgets import BudgetLine, ResourceRange, budget_lines, feasible_ranges
+from qcqp_prune.report.content import Accuracy, PruneReport
+from qcqp_prune.report.layers import LayerRow, OtherParameters, layer_rows, other_parameters
+
+__all__ = [
+    "Accuracy",
+    "BudgetLine",
+    "LayerRow",
+    "OtherParameters",
+    "PruneReport",
+    "ResourceRange",
+    "budget_lines",
+    "feasible_ranges",
+    "layer_rows",
+    "other_parameters",
+]

@@ -1,0 +1,115 @@
+"""Budgets: what can be reached before solving, and what was used after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.program.problem import (
+    BudgetRow,
+    Budgets,
+    BudgetValue,
+    PruningProblem,
+    Resource,
+    allowed_counts,
+    known_resources,
+    least_counts,
+)
+
+
+@dataclass(frozen=True)
+class ResourceRange:
+    """The smallest and the largest use of a resource that a selection can reach."""
+
+    resource: str
+    unit: str
+    smallest: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One resource after solving, in exact integers.
+
+    Attributes:
+        resource, unit: which, and in what the numbers are.
+        requested: what the user wrote, None where the resource is only reported.
+        limit: largest allowed use that this came to.
+        used: by the selection.
+        dense, smallest: use of the whole network, and the least attainable.
+        cheapest_step: what the cheapest further unit (or step of ``round_to`` units) would add, None where nothing can be
+            added.
+    """
+
+    resource: str
+    unit: str
+    requested: BudgetValue | None
+    limit: int | None
+    used: int
+    dense: int
+    smallest: int
+    cheapest_step: int | None
+
+    @property
+    def slack(self) -> int | None:
+        """What is left of the budget."""
+        return None if self.limit is None else self.limit - self.used
+
+    @property
+    def share(self) -> float:
+        """Use as a share of the dense network's."""
+        return self.used / self.dense if self.dense else 1.0
+
+
+def feasible_ranges(graph: ChannelGraph, resources: Sequence[Resource] = ()) -> tuple[ResourceRange, ...]:
+    """What selections of this graph can use at least and at most, for every known resource."""
+    least, full = least_counts(graph.groups), [g.width for g in graph.groups]
+    known = {r.name: r for r in (*known_resources().values(), *resources)}
+    forms = [(resource, resource.form(graph)) for resource in known.values()]
+    return tuple(ResourceRange(r.name, r.unit, f.evaluate(least), f.evaluate(full)) for r, f in forms)
+
+
+def budget_lines(problem: PruningProblem, requested: Budgets, mask: BoolArray) -> tuple[BudgetLine, ...]:
+    """One line for each resource, those with a budget first.
+
+    Args:
+        problem: that was solved.
+        requested: the budgets as the user wrote them.
+        mask: ``(unit_count,) bool``, True = kept.
+    """
+    asked = requested if isinstance(requested, Mapping) else {"macs": requested}
+    used = problem.usage(mask)
+    rows = sorted(problem.rows, key=lambda row: row.limit is None)
+    return tuple(
+        BudgetLine(
+            resource=row.resource,
+            unit=row.unit,
+            requested=asked.get(row.resource),
+            limit=row.limit,
+            used=used[row.resource],
+            dense=row.dense,
+            smallest=row.smallest,
+            cheapest_step=_cheapest_step(problem, row, mask),
+        )
+        for row in rows
+    )
+
+
+def _cheapest_step(problem: PruningProblem, row: BudgetRow, mask: BoolArray) -> int | None:
+    """The least that raising one group, or one set of tied groups, to its next allowed count adds to a resource."""
+    groups = problem.graph.groups
+    counts = problem.counts(mask)
+    allowed = allowed_counts(groups)
+    ties: dict[str, list[int]] = {}
+    for g, group in enumerate(groups):
+        ties.setdefault(f"tie {group.tie}" if group.tie is not None else f"group {g}", []).append(g)
+    base = row.form.evaluate(counts)
+    steps = []
+    for members in ties.values():
+        larger = [n for n in allowed[members[0]] if n > counts[members[0]]]
+        if larger:
+            raised = counts.copy()
+            raised[members] = larger[0]
+            steps.append(row.form.evaluate(raised) - base)
+    return min(steps, default=None)

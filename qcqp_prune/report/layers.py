@@ -1,0 +1,112 @@
+"""What happened to each layer, counted from the graph and the masks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Layer, TensorSpec
+
+KEPT_BY_CHOICE = "kept whole by choice: the solver removed others"
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One convolution or linear layer. Pairs are (before, after).
+
+    Attributes:
+        name, op: as in the channel graph.
+        inputs, outputs: channels or features.
+        macs: multiply-adds of one sample.
+        params: elements of weight and bias; zero where another row has counted the same tensor.
+        why_not: why no output was removed, None where some were.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    why_not: str | None
+
+
+@dataclass(frozen=True)
+class OtherParameters:
+    """Elements of parameters that belong to no layer's row, such as batch norms: before and after."""
+
+    before: int
+    after: int
+
+
+def layer_rows(graph: ChannelGraph, flat: BoolArray) -> tuple[LayerRow, ...]:
+    """One row for each layer, in execution order.
+
+    Args:
+        graph: the channel graph.
+        flat: ``(unit_count,) bool``, True = kept.
+    """
+    owners = _owners(graph)
+    return tuple(_row(graph, layer, flat, owners) for layer in graph.layers)
+
+
+def other_parameters(graph: ChannelGraph, flat: BoolArray) -> OtherParameters:
+    """What the rows of ``layer_rows`` leave out, so that rows and rest add up to the whole network."""
+    owners = _owners(graph)
+    rest = [t for t in graph.tensors if t.kind == "parameter" and t.name not in owners]
+    return OtherParameters(
+        sum(math.prod(t.shape) for t in rest), sum(kept_elements(graph, t, flat) for t in rest)
+    )
+
+
+def kept_elements(graph: ChannelGraph, tensor: TensorSpec, flat: BoolArray) -> int:
+    """Elements of a tensor after cutting."""
+    kept = [
+        np.ones(size, np.bool_) if axis is None else flat[graph.axes[axis]]
+        for size, axis in zip(tensor.shape, tensor.axes, strict=True)
+    ]
+    if tensor.segments == 1:
+        return math.prod(int(k.sum()) for k in kept)
+    rows = kept[0].reshape(tensor.segments, -1).sum(1)
+    whole = tensor.axes[1] is None
+    cols = np.full(tensor.segments, tensor.shape[1]) if whole else kept[1].reshape(tensor.segments, -1).sum(1)
+    return int((rows * cols).sum()) * math.prod(int(k.sum()) for k in kept[2:])
+
+
+def _owners(graph: ChannelGraph) -> dict[str, str]:
+    """Which layer's row counts a weight or bias: the first that uses it."""
+    parameters = {t.name: t for t in graph.tensors if t.kind == "parameter"}
+    owners: dict[str, str] = {}
+    for layer in graph.layers:
+        if layer.weight not in parameters:
+            continue
+        owners.setdefault(layer.weight, layer.name)
+        for path in (layer.weight, *parameters[layer.weight].aliases):
+            module = path.rpartition(".")[0]
+            bias = f"{module}.bias" if module else "bias"
+            if module in (layer.name.partition("@")[0], "") and bias in parameters:
+                owners.setdefault(bias, layer.name)
+    return owners
+
+
+def _row(graph: ChannelGraph, layer: Layer, flat: BoolArray, owners: dict[str, str]) -> LayerRow:
+    ins, outs = flat[graph.axes[layer.in_axis]], flat[graph.axes[layer.out_axis]]
+    mine = [t for t in graph.tensors if owners.get(t.name) == layer.name]
+    outputs = (len(outs), int(outs.sum()))
+    return LayerRow(
+        name=layer.name,
+        op=layer.op,
+        inputs=(len(ins), int(ins.sum())),
+        outputs=outputs,
+        macs=(_macs(layer, np.ones_like(ins), np.ones_like(outs)), _macs(layer, ins, outs)),
+        params=(sum(math.prod(t.shape) for t in mine), sum(kept_elements(graph, t, flat) for t in mine)),
+        why_not=None if outputs[0] > outputs[1] else graph.why_not_pruned(layer) or KEPT_BY_CHOICE,
+    )
+
+
+def _macs(layer: Layer, ins: BoolArray, outs: BoolArray) -> int:
+    """Run ``k`` of a grouped layer's input meets run ``k`` of its output only."""
+    pairs = ins.reshape(layer.segments, -1).sum(1) * outs.reshape(layer.segments, -1).sum(1)
+    return layer.macs_per_pair * int(pairs.sum())

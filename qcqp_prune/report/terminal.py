@@ -1,0 +1,174 @@
+"""Reports as tables for the terminal. Everything here returns something that rich can print; nothing prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from qcqp_prune.apply.verification import Verification
+from qcqp_prune.report.budgets import BudgetLine, ResourceRange
+from qcqp_prune.report.content import Accuracy, PruneReport
+from qcqp_prune.report.layers import LayerRow, OtherParameters
+from qcqp_prune.solve.backend import SolverInfo
+from qcqp_prune.solve.report import SolveReport, Usage
+
+
+def report_view(report: PruneReport) -> RenderableType:
+    """The whole report."""
+    parts: list[RenderableType] = [
+        Text(f"{report.model}, scored by {report.importance}", style="bold"),
+        layers_table(report.layers, report.other),
+        budgets_table(report.budgets),
+        *tightness_lines(report.budgets),
+        *solve_lines(report.solve),
+    ]
+    if report.verification is not None:
+        parts += verification_lines(report.verification)
+    if report.accuracy.dense is not None:
+        parts.append(accuracy_table(report.accuracy))
+    parts += [Text(f"note: {note}", style="dim") for note in report.notes]
+    return Group(*parts)
+
+
+def ranges_table(ranges: Iterable[ResourceRange]) -> Table:
+    """What budgets can be met at all; shown before solving."""
+    table = _table("attainable", "resource", "smallest", "largest", "unit")
+    for r in ranges:
+        share = f" ({r.smallest / r.largest:.2%})" if r.largest else ""
+        table.add_row(r.resource, f"{r.smallest:,}{share}", f"{r.largest:,}", r.unit)
+    return table
+
+
+def layers_table(rows: Sequence[LayerRow], other: OtherParameters) -> RenderableType:
+    """Layers before and after; where nothing was removed, a number that stands for the reason below the table."""
+    reasons = {reason: k for k, reason in enumerate(dict.fromkeys(r.why_not for r in rows if r.why_not), 1)}
+    table = _table("layers", "layer", "in", "out", "MACs", "parameters", "why")
+    for row in rows:
+        cells = (_arrow(pair) for pair in (row.inputs, row.outputs, row.macs, row.params))
+        table.add_row(escape(row.name), *cells, f"({reasons[row.why_not]})" if row.why_not else "")
+    macs = (sum(r.macs[0] for r in rows), sum(r.macs[1] for r in rows))
+    params = (other.before + sum(r.params[0] for r in rows), other.after + sum(r.params[1] for r in rows))
+    if other.before:
+        table.add_row("norms etc.", "", "", "", _arrow((other.before, other.after)), "", style="dim")
+    table.add_section()
+    table.add_row("total", "", "", _arrow(macs), _arrow(params), "", style="bold")
+    return Group(table, *(Text(f"  ({k}) {reason}", style="dim") for reason, k in reasons.items()), Text())
+
+
+def budgets_table(lines: Iterable[BudgetLine]) -> Table:
+    """What was asked, limit, use and slack of each resource, and what the cheapest further unit would add."""
+    table = _table("budgets", "resource", "asked", "limit", "used", "share", "slack", "next unit", "smallest")
+    for line in lines:
+        table.add_row(
+            line.resource,
+            "" if line.requested is None else str(line.requested),
+            _number(line.limit),
+            f"{line.used:,}",
+            f"{line.share:.2%}",
+            _number(line.slack),
+            _number(line.cheapest_step),
+            f"{line.smallest:,}",
+        )
+    return table
+
+
+def tightness_lines(lines: Iterable[BudgetLine]) -> list[RenderableType]:
+    """For each budget that leaves no room for one further unit, a line that says so."""
+    return [
+        Text(
+            f"{x.resource}: the slack of {x.slack:,} is less than the cheapest further unit, {x.cheapest_step:,} {x.unit}"
+        )
+        for x in lines
+        if x.slack is not None and x.cheapest_step is not None and x.slack < x.cheapest_step
+    ]
+
+
+def usage_table(usage: Iterable[tuple[str, Usage]]) -> Table:
+    """The same from a solve report alone."""
+    table = _table("budgets", "resource", "limit", "used", "share", "slack", "smallest")
+    for name, use in usage:
+        numbers = (_number(use.limit), f"{use.used:,}", f"{use.share:.2%}", _number(use.slack))
+        table.add_row(name, *numbers, f"{use.smallest:,}")
+    return table
+
+
+def solve_lines(report: SolveReport) -> list[RenderableType]:
+    """Objective, bound and gap, and how they were come by."""
+    proof = "no valid bound was proved" if report.bound is None else f"bound {report.bound:.6g}"
+    if report.gap is not None:
+        proof += f", gap {report.gap:.3%}"
+    lines = [
+        f"objective {report.objective:.6g}, {proof}",
+        f"{report.solver} ({report.version}), seed {report.seed}, {report.seconds:.2f} s: {report.termination.sentence}",
+        *report.notes,
+    ]
+    return [Text(line) for line in lines]
+
+
+def verification_lines(checked: Verification) -> list[RenderableType]:
+    """Identities 2 and 3, as checked."""
+    exact = [f"{c.resource} {c.predicted:,} = {c.measured:,} {c.unit}" for c in checked.counts]
+    lines = [
+        f"identity 2 checked: predicted = measured on the smaller network: {'; '.join(exact)}",
+        f"identity 3 checked: smaller = masked network within {checked.max_relative_error:.1e} relative "
+        f"({checked.dtype}, at most {checked.tolerance:.0e})",
+        f"realised as {'the model' + chr(39) + 's own modules' if checked.realisation == 'modules' else 'a rewritten graph'}"
+        + (f": {checked.note}" if checked.note else ""),
+    ]
+    return [Text(line, style="green" if line.startswith("identity") else "") for line in lines]
+
+
+def accuracy_table(accuracy: Accuracy) -> Table:
+    """One column for each step that was taken."""
+    steps = {
+        "dense": accuracy.dense,
+        "pruned": accuracy.pruned,
+        "batch norms recalibrated": accuracy.recalibrated,
+        "finetuned": accuracy.finetuned,
+    }
+    taken = {name: value for name, value in steps.items() if value is not None}
+    table = _table(f"accuracy on {_number(accuracy.samples)} samples", *taken)
+    table.add_row(*(f"{value:.2%}" for value in taken.values()))
+    return table
+
+
+def solvers_table(solvers: Iterable[SolverInfo]) -> Table:
+    """Which solvers can run here, and what they take."""
+    table = _table("solvers", "solver", "version", "available", "problem classes")
+    for info in solvers:
+        state = "yes" if info.availability.ok else f"no: {info.availability.reason}"
+        classes = "\n".join(str(c) for c in info.classes)
+        table.add_row(info.name, info.availability.version, escape(state), classes)
+    return table
+
+
+_WORDS = {"unit", "asked", "problem classes", "version", "available"}
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for k, column in enumerate(columns):
+        words = k == 0 or column in _WORDS
+        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    return table
+
+
+def _arrow(pair: tuple[int, int]) -> str:
+    before, after = pair
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

@@ -1,0 +1,181 @@
+"""The decomposition backend: a search for the incumbent, the count-lifted relaxation for the bound."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from importlib.metadata import version
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from qcqp_prune.errors import SolverIncapableError
+from qcqp_prune.program.coefficients import BoolArray
+from qcqp_prune.program.program import Program
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
+from qcqp_prune_solvers.block_coordinate import BlockCoordinateBackend
+from qcqp_prune_solvers.decomposition.count_program import Classes, CountProgram, TooWide
+from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
+from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
+from qcqp_prune_solvers.search.state import State
+from qcqp_prune_solvers.search.structure import Structure
+
+MOST_UNITS = 6000
+"""The factorisation that certifies the bound is dense: 6,000 units take about 0.6 GB."""
+SEARCH_SHARE = 0.3
+PATIENCE, PROGRESS = 60, 1e-5
+"""Stop after so many steps that together improved the bound by less than this, relatively."""
+
+
+class DecompositionBackend:
+    """Certified gaps far beyond branch and cut: counts exactly, units by a semidefinite bound.
+
+    One unit of work is one call of the count program.
+
+    References:
+        Jeong et al. (AISTATS 2022), eq. 2, for the program; ``relaxation`` and ``lifted`` for the bound.
+    """
+
+    name = "decomposition"
+    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+
+    def availability(self) -> Availability:
+        """Always available: NumPy and SciPy only."""
+        return Availability(True, version=version("qcqp-prune"))
+
+    def outlook(self, program: Program) -> Outlook | None:
+        """A bound within a few percent at the most, for up to ``MOST_UNITS`` units coupled like a network's."""
+        if program.size > MOST_UNITS or not program.size:
+            return None
+        try:
+            CountProgram(Classes.of(program))
+        except TooWide:
+            return None
+        return Outlook(Role.BOUNDS, 30, f"{program.size:,} units, and their counts can be eliminated exactly")
+
+    def solve(self, program: Program, options: SolveOptions) -> RawSolution:
+        """Search, then bound until the gap is closed, a limit is met, or nothing improves any more.
+
+        Raises:
+            SolverIncapableError: too many units, or counts coupled too densely.
+        """
+        if program.size > MOST_UNITS:
+            raise SolverIncapableError(
+                f"the decomposition certifies up to {MOST_UNITS:,} units, this program has {program.size:,}: "
+                'use solver="block_coordinate", or "auto"'
+            )
+        # Several threads on matrices of this size wait for each other longer than they compute.
+        with threadpool_limits(limits=1, user_api="blas"):
+            return _Run(program, options).run()
+
+
+class _Run:
+    """One run."""
+
+    def __init__(self, program: Program, options: SolveOptions) -> None:
+        self.started = time.perf_counter()
+        self.program, self.options = program, options
+        self.recorder = TraceRecorder(options.on_event)
+        self.log: list[str] = []
+        self.x, self.objective = self._incumbent()
+        self.bound: float | None = None
+        self.work = 0
+        self._state = State(Structure.of(program), self.x)
+        self._tried: set[bytes] = set()
+
+    def run(self) -> RawSolution:
+        """Refine the bound, and try each point that the relaxation brings up."""
+        termination = Termination(Reason.BOUND_COMPUTED)
+        if not self.program.size:
+            return self._result(Termination(Reason.OPTIMAL), bound=self.objective)
+        try:
+            relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
+        except TooWide as error:
+            raise SolverIncapableError(
+                f"the counts of this program are coupled too densely to be eliminated ({error}): use another solver"
+            ) from error
+        mark, since = np.inf, 0
+        for step in relaxation.steps():
+            self.work += 1
+            self._take(step)
+            ended = self._ended()
+            if ended is not None:
+                termination = ended
+                break
+            since += 1
+            if self.bound is not None and self.bound < mark - PROGRESS * abs(mark if np.isfinite(mark) else 1.0):
+                mark, since = self.bound, 0
+            if since >= PATIENCE:
+                break
+        return self._result(termination, bound=self.bound)
+
+    def _incumbent(self) -> tuple[BoolArray, float]:
+        warm = self.options.warm_start
+        if warm is not None and self.program.is_feasible(warm):
+            return warm.copy(), self.program.objective(warm)
+        share = None if self.options.time_limit is None else SEARCH_SHARE * self.options.time_limit
+        found = BlockCoordinateBackend().solve(
+            self.program, replace(self.options, time_limit=share, work_limit=None, warm_start=None, on_event=None)
+        )
+        assert found.x is not None and found.objective is not None
+        self.log.append(f"{time.perf_counter() - self.started:8.2f} s  incumbent {found.objective:.9g}  search")
+        return np.asarray(found.x, np.bool_), float(found.objective)
+
+    def _take(self, step: Step) -> None:
+        seconds = time.perf_counter() - self.started
+        if self.bound is None or step.bound < self.bound:
+            self.bound = step.bound
+        improved = self._try(step)
+        gap = relative_gap(self.objective, self.bound)
+        self.recorder.add(TracePoint(seconds, self.work, self.objective, self.bound))
+        note = "  new incumbent" if improved else ""
+        shown = "-" if gap is None else f"{gap:.4%}"
+        self.log.append(
+            f"{seconds:8.2f} s  step {self.work:4d}  bound {self.bound:.9g}  gap {shown}  "
+            f"{len(np.flatnonzero(step.multipliers.prices))} prices{note}"
+        )
+
+    def _try(self, step: Step) -> bool:
+        """Repair and polish the relaxation's point; keep it where it is the best."""
+        key = step.atom.counts.tobytes()
+        if key in self._tried or self.options.bound_only:
+            return False
+        self._tried.add(key)
+        self._state.reset(step.atom.x.astype(np.bool_))
+        if not drop_to_budget(self._state):
+            return False
+        polish(self._state)
+        fill(self._state)
+        value = self.program.objective(self._state.x)
+        if value <= self.objective or not self.program.is_feasible(self._state.x):
+            return False
+        self.x, self.objective = self._state.x.copy(), value
+        return True
+
+    def _ended(self) -> Termination | None:
+        options = self.options
+        gap = relative_gap(self.objective, self.bound)
+        if gap is not None and gap <= options.gap_limit:
+            return Termination(Reason.OPTIMAL)
+        if options.stop():
+            return Termination(Reason.INTERRUPTED)
+        if options.work_limit is not None and self.work >= options.work_limit:
+            return Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}")
+        if options.time_limit is not None and time.perf_counter() - self.started >= options.time_limit:
+            return Termination(Reason.TIME_LIMIT, f"time_limit={options.time_limit}")
+        return None
+
+    def _result(self, termination: Termination, *, bound: float | None) -> RawSolution:
+        return RawSolution(
+            termination=termination,
+            x=self.x,
+            objective=self.objective,
+            bound=bound,
+            trace=self.recorder.points,
+            log="\n".join(self.log) + "\n",
+            solver_version=version("qcqp-prune"),
+            reduction="count-lifted semidefinite relaxation",
+            statistics={"oracle_calls": float(self.work)},
+        )

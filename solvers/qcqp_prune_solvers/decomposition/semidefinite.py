@@ -1,0 +1,100 @@
+"""The diagonal that makes the lifted matrix concave: cheapest by the mixing method, certified by Cholesky.
+
+For weights ``w`` the cheapest diagonal ``min w . d  s.t. diag(d) - A >= 0`` is the dual of a MaxCut-type semidefinite
+program ``max <A', V V^T>, |v_i| = 1`` with ``A' = sqrt(w) A sqrt(w)``. Whole groups of rows are updated at once.
+
+References:
+    Wang, Chang and Kolter, "The mixing method: low-rank coordinate descent for semidefinite programming with diagonal
+    constraints" (arXiv 1706.00476).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg
+
+from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
+
+RANK = 16
+LANCZOS_STEPS = 60
+
+
+def random_vectors(size: int, rng: np.random.Generator) -> FloatArray:
+    """Unit rows, ``(size, RANK)``."""
+    vectors = rng.standard_normal((size, RANK))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def cheap_diagonal(
+    matrix: LiftedMatrix, lift: Lift, weights: FloatArray, vectors: FloatArray, *, sweeps: int
+) -> FloatArray:
+    """A diagonal near the cheapest, before it is certified.
+
+    Args:
+        matrix: ``H``.
+        lift: ``N``.
+        weights: ``(n,)`` positive: the price of each entry of the diagonal.
+        vectors: ``(n, RANK)`` unit rows, updated in place: the next call starts from them.
+        sweeps: passes over all groups.
+
+    Returns:
+        ``(n,)``; ``diag(d) - (H - N 1 1^T)`` is positive semidefinite up to the accuracy of the method.
+    """
+    root = np.sqrt(weights)[:, None]
+    scaled = root * vectors
+    for _ in range(sweeps):
+        for group, span in enumerate(matrix.spans):
+            gradient = root[span] * matrix.rows_times(group, scaled, lift)
+            norm = np.linalg.norm(gradient, axis=1, keepdims=True)
+            vectors[span] = np.where(norm > 0, gradient / np.where(norm > 0, norm, 1.0), vectors[span])
+            scaled[span] = root[span] * vectors[span]
+    norms = np.linalg.norm(root * matrix.times(scaled, lift), axis=1)
+    return np.asarray(norms / weights)
+
+
+def certified(matrix: LiftedMatrix, lift: Lift, weights: FloatArray, diagonal: FloatArray) -> FloatArray:
+    """Raise a diagonal until the Cholesky factorisation of ``diag(d) - (H - N 1 1^T)`` exists.
+
+    The rise is spread so that each entry costs the same. A factorisation in floating point proves positive
+    semidefiniteness up to ``n u`` relative to the diagonal; a rise of that size is added on top.
+    """
+    root = np.sqrt(weights)
+    scaled = -(root[:, None] * matrix.full(lift) * root[None, :])
+    base = diagonal * weights
+    scale = float(np.abs(base).max()) or 1.0
+    rise = 1.2 * max(-_smallest_eigenvalue(scaled, base), 0.0) + 1e-12 * scale
+    while True:
+        trial = scaled.copy()
+        trial[np.diag_indices_from(trial)] += base + rise
+        try:
+            scipy.linalg.cholesky(trial, lower=True, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            rise = 3.0 * rise + 1e-8 * scale
+            continue
+        rise += 4.0 * len(base) * float(np.finfo(np.float64).eps) * scale
+        return np.asarray((base + rise) / weights)
+
+
+def _smallest_eigenvalue(scaled: FloatArray, base: FloatArray) -> float:
+    """Of ``diag(base) + scaled``, by a few steps of Lanczos: never below the true one, the factorisation decides."""
+    size = len(base)
+    steps = min(LANCZOS_STEPS, size)
+    basis = np.zeros((steps, size))
+    diagonal, beside = np.zeros(steps), np.zeros(steps)
+    v = np.random.default_rng(0).standard_normal(size)
+    v /= np.linalg.norm(v)
+    for k in range(steps):
+        basis[k] = v
+        w = base * v + scaled @ v
+        diagonal[k] = v @ w
+        # Orthogonal to all that came before: without it the small eigenvalues come out several times, none accurate.
+        w -= basis[: k + 1].T @ (basis[: k + 1] @ w)
+        w -= basis[: k + 1].T @ (basis[: k + 1] @ w)
+        beside[k] = np.linalg.norm(w)
+        if beside[k] <= 1e-14 * abs(diagonal[k]):
+            steps = k + 1
+            break
+        v = w / beside[k]
+    ritz = scipy.linalg.eigvalsh_tridiagonal(diagonal[:steps], beside[: steps - 1], select="i", select_range=(0, 0))
+    return float(ritz[0])

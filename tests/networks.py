@@ -1,0 +1,235 @@
+"""Helpers of the tests: live random weights, valid random masks, and checks that share no code with the library."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.apply.masked import masked
+from qcqp_prune.apply.shrink import shrink_and_verify
+from qcqp_prune.apply.verification import Verification
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.program.problem import allowed_counts
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+MIXERS = (nn.LayerNorm, nn.GroupNorm, nn.Softmax, nn.CosineSimilarity)
+
+
+def liven(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights, biases and statistics with which no signal dies and no two channels are alike."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)
+
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim >= 2:
+                p.copy_(normal(p) * (1.7 / max(p[0].numel(), 1) ** 0.5))
+            elif name.endswith("bias"):
+                p.copy_(0.4 * normal(p))
+            else:
+                p.copy_((0.6 + normal(p).abs()) * normal(p).sign())
+        for module in model.modules():
+            if isinstance(module, NORMS) and module.running_mean is not None:
+                module.running_mean.copy_(0.3 * normal(module.running_mean))
+                module.running_var.copy_(0.5 + normal(module.running_var).abs())
+    return model
+
+
+def random_masks(graph: ChannelGraph, seed: int, share: float | None = None) -> Masks:
+    """Allowed counts drawn group by group (tied groups alike), then which units; about ``share`` where given."""
+    rng = np.random.default_rng(seed)
+    flat = np.ones(graph.unit_count, np.bool_)
+    drawn: dict[str, int] = {}
+    for g, allowed in enumerate(allowed_counts(graph.groups)):
+        group = graph.groups[g]
+        count = int(rng.choice(allowed))
+        if share is not None:
+            count = min(allowed, key=lambda n: abs(n - share * group.width))
+        if group.tie is not None:
+            count = drawn.setdefault(group.tie, count)
+        kept = rng.permutation(group.width) < count
+        flat[graph.units(g)] = kept
+    return Masks.from_flat(graph, flat)
+
+
+def all_kept(graph: ChannelGraph) -> Masks:
+    return Masks.from_flat(graph, np.ones(graph.unit_count, np.bool_))
+
+
+def keep(graph: ChannelGraph, **kept: list[int]) -> Masks:
+    """Masks that keep the listed units of the named groups (``_`` for a dot) and all of the others."""
+    flat = np.ones(graph.unit_count, np.bool_)
+    for g, group in enumerate(graph.groups):
+        listed = kept.pop(group.id.replace(".", "_"), None)
+        if listed is not None:
+            flat[graph.units(g)] = np.isin(np.arange(group.width), listed)
+    assert not kept, f"no such group: {list(kept)}; there are {[g.id for g in graph.groups]}"
+    return Masks.from_flat(graph, flat)
+
+
+def entries_kept(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray:
+    """Which entries of a tensor stay, in its shape."""
+    out = np.ones(spec.shape, np.bool_)
+    for dim, axis in enumerate(spec.axes):
+        if axis is None:
+            continue
+        along = flat[graph.axes[axis]]
+        if dim == 1 and spec.segments > 1:
+            for row in range(spec.shape[0]):
+                segment = row // (spec.shape[0] // spec.segments)
+                local = along[segment * spec.shape[1] : (segment + 1) * spec.shape[1]]
+                out[row][~local] = False
+        else:
+            out[(slice(None),) * dim + (~along,)] = False
+    return out
+
+
+def zeroed(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
+    """A full-size copy in which every removed entry of every tensor is zero: what removal means, by plain PyTorch.
+
+    It computes what the smaller network computes unless an operator mixes channels without weights (`MIXERS`, a mean
+    over channels, ...).
+    """
+    flat = masks.flat(graph)
+    full = copy.deepcopy(model)
+    state = dict(full.named_parameters()) | dict(full.named_buffers())
+    with torch.no_grad():
+        for spec in graph.tensors:
+            state[spec.name].masked_fill_(~torch.from_numpy(entries_kept(graph, spec, flat)), 0)
+    return full
+
+
+def doubled(inputs: Any) -> Any:
+    return pytree.tree_map(
+        lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs
+    )
+
+
+def run(model: Any, inputs: Any) -> list[Tensor]:
+    """Output tensors in double precision and eval mode, on a copy."""
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    if isinstance(model, nn.Module):
+        model = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        out = pytree.tree_leaves(model(*doubled(args)))
+    return [x for x in out if isinstance(x, Tensor)]
+
+
+def difference(a: list[Tensor], b: list[Tensor]) -> float:
+    """Largest difference between two outputs, relative to what of the second varies within its tensor."""
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        assert x.shape == y.shape
+        scale = (y - y.mean()).abs().max().clamp(min=1e-12)
+        worst = max(worst, float(((x - y).abs().max() / scale).double()))
+    return worst
+
+
+def hooked_macs(model: nn.Module, inputs: Any) -> int:
+    """Multiply-adds of one sample by the textbook, from what each convolution and linear module sees and gives."""
+    total = 0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        per_output = (
+            module.weight[0].numel() if not hasattr(module, "transposed") or not module.transposed else 0
+        )
+        if per_output:
+            total += out.numel() * per_output
+        else:
+            total += args[0].numel() * module.weight[0].numel()
+
+    hooks = [
+        m.register_forward_hook(count)
+        for m in model.modules()
+        if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)
+    ]
+    run_args = inputs if isinstance(inputs, tuple) else (inputs,)
+    training = model.training
+    with torch.no_grad():
+        model.eval()(*run_args)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return total // run_args[0].shape[0]
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that pruning a copy of it must not touch."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        "values": {name: t.detach().clone() for name, t in state.items()},
+        "objects": {name: id(t) for name, t in state.items()},
+        "modules": {name: id(m) for name, m in model.named_modules()},
+        "training": {name: m.training for name, m in model.named_modules()},
+        "requires_grad": {name: t.requires_grad for name, t in state.items()},
+        "grads": {name: t.grad for name, t in state.items()},
+    }
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
+    after = snapshot(model)
+    for key in ("objects", "modules", "training", "requires_grad", "grads"):
+        assert after[key] == before[key], key
+    assert after["values"].keys() == before["values"].keys()
+    assert all(torch.equal(before["values"][name], t) for name, t in after["values"].items())
+
+
+def assert_slices(model: nn.Module, small: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
+    """Every tensor of the smaller network is the kept part of the original's, under the same name."""
+    flat = masks.flat(graph)
+    old = dict(model.named_parameters()) | dict(model.named_buffers())
+    new = dict(small.named_parameters()) | dict(small.named_buffers())
+    for spec in graph.tensors:
+        if spec.name not in new:  # a rewritten graph module has no entry for what it does not use
+            continue
+        part = old[spec.name][torch.from_numpy(entries_kept(graph, spec, flat))]
+        assert torch.equal(new[spec.name].flatten(), part.flatten()), spec.name
+        assert new[spec.name].requires_grad == old[spec.name].requires_grad
+
+
+def prune_and_check(
+    model: nn.Module,
+    inputs: Any,
+    graph: ChannelGraph,
+    masks: Masks,
+    *,
+    realisation: str = "auto",
+    mixes: bool = False,
+    live: bool = True,
+) -> tuple[nn.Module, Verification]:
+    """Shrink, and check by other means all that the library promises.
+
+    Args:
+        mixes: the network mixes channels without weights, so that zeroing is not removal.
+        live: outputs must depend on the input and on what was removed; False for masks that may cut everything.
+    """
+    before = snapshot(model)
+    small, verification = shrink_and_verify(model, graph, masks, realisation=realisation)  # type: ignore[arg-type]
+    assert_untouched(model, before)
+    assert_slices(model, small, graph, masks)
+    assert small.training == model.training
+
+    assert {c.resource for c in verification.counts} >= {"macs", "params", "memory"}
+    counted = {c.resource: c.predicted for c in verification.counts}
+    if verification.realisation == "modules":
+        assert counted["params"] == sum(p.numel() for p in small.parameters())
+
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    fresh = tuple(torch.randn(x.shape, generator=torch.Generator().manual_seed(7)) for x in args)
+    got = run(small, fresh)
+    want = pytree.tree_leaves(masked(model, graph, masks)(*doubled(fresh)))
+    assert difference(got, want) < 1e-7
+    if not mixes:
+        assert difference(got, run(zeroed(model, graph, masks), fresh)) < 1e-7
+    if live:
+        assert difference(run(model, inputs), run(model, fresh)) > 1e-3, "the dense network is dead"
+    return small, verification
