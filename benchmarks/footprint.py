@@ -1,6 +1,6 @@
 """Seconds and peak memory of tracing a network and building its problem, each network in a process of its own.
 
-    python -m benchmarks.footprint [tv_resnet50 tv_mobilenet_v2 ...]
+python -m benchmarks.footprint [tv_resnet50 tv_mobilenet_v2 ...]
 """
 
 from __future__ import annotations

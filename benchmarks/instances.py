@@ -41,7 +41,9 @@ def pretrained(name: str) -> nn.Module:
     """A CIFAR ResNet with its published weights."""
     path = PRETRAINED / WEIGHTS[name]
     if not path.is_file():
-        raise MissingWeights(f"{path} is missing: set QCQP_PRUNE_PRETRAINED to the folder that holds {path.name}")
+        raise MissingWeights(
+            f"{path} is missing: set QCQP_PRUNE_PRETRAINED to the folder that holds {path.name}"
+        )
     return getattr(models, name)(pretrained=path)
 
 

@@ -29,7 +29,9 @@ BUDGETS: tuple[dict[str, str], ...] = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=["resnet20", "resnet32", "resnet56"])
     parser.add_argument("--time-limit", type=float, default=60.0)
     options = parser.parse_args()
@@ -43,7 +45,10 @@ def main() -> None:
         graph = qp.trace(model, instance.example())
         importance = qp.Magnitude()(model, graph)
         for budgets in BUDGETS:
-            rows.append({"network": name, "dense_accuracy": dense} | _one(model, graph, importance, budgets, options, data))
+            rows.append(
+                {"network": name, "dense_accuracy": dense}
+                | _one(model, graph, importance, budgets, options, data)
+            )
             print(rows[-1], flush=True)
     print("written:", record("pretrained_resnets", rows))
 
@@ -55,7 +60,9 @@ def _data() -> Any:
     return cifar10(root / "cifar-10-batches-bin") if root.is_dir() else None
 
 
-def _one(model: Any, graph: Any, importance: Any, budgets: dict[str, str], options: Any, data: Any) -> dict[str, Any]:
+def _one(
+    model: Any, graph: Any, importance: Any, budgets: dict[str, str], options: Any, data: Any
+) -> dict[str, Any]:
     problem = qp.PruningProblem.build(graph, importance, budgets)
     start = time.perf_counter()
     report = qp.solve(problem, time_limit=options.time_limit, seed=0)

@@ -18,7 +18,11 @@ def record(name: str, rows: list[dict[str, Any]]) -> Path:
     packages = ("torch", "numpy", "pyscipopt", "highspy")
     data = {
         "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
         "packages": {p: version(p) for p in packages},
         "rows": rows,
     }

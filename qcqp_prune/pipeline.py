@@ -75,7 +75,7 @@ class Watcher:
     """Told what happens as it happens. A class that derives from this one defines only what it needs."""
 
     def phase(self, name: str) -> None:
-        """A phase begins: ``trace``, ``score``, ``solve``, ``shrink``, ``recalibrate``, ``finetune`` or ``evaluate``."""
+        """A phase begins: trace, score, solve, shrink, recalibrate, finetune or evaluate."""
 
     def traced(self, graph: ChannelGraph) -> None:
         """The graph is there; nothing was asked of it yet."""
@@ -119,10 +119,14 @@ def prune(
         budgets: as for ``PruningProblem.build``: ``"50%"`` of the MACs, or ``{"macs": "50%", "params": 200_000}``.
         importance: what units are worth, ``Magnitude()`` unless given.
         solver: as for ``solve``.
-        ignored_layers, round_to, min_keep: as for ``trace``.
+        ignored_layers: as for ``trace``.
+        round_to: as for ``trace``.
+        min_keep: as for ``trace``.
         resources: further resources to budget and to measure.
         realisation: as for ``shrink_and_verify``.
-        time_limit, seed, options: as for ``solve``.
+        time_limit: as for ``solve``.
+        seed: as for ``solve``.
+        options: as for ``solve``.
         recovery: data to measure accuracy on and to recover it with; none unless given.
         watch: told what happens.
 

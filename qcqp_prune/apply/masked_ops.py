@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.errors import UnsupportedOpError
+from qcqp_prune.graph.ops.joins import UNTAGGED
+from qcqp_prune.graph.ops.pooling import POOLING, SAMPLING, UPSAMPLING
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +135,41 @@ def per_channel(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> V
     return _hold(_run(target, args, kwargs), args[0].mask)
 
 
+def channel_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Batch and instance norm: each channel for itself; statistics of the input are of kept entries."""
+    source: Value = args[0]
+    own = _argument(target, args, kwargs, "use_input_stats", _argument(target, args, kwargs, "training", False))
+    if source.mask is None or not own:
+        return per_channel(target, args, kwargs)
+    dims = list(range(2, source.value.ndim))
+    dims = dims if "instance" in target._schema.name else [0, *dims]
+    out = _normalised(source.value, source.mask, dims, _argument(target, args, kwargs, "eps", 1e-5), (None, None))
+    return _hold(_affine(target, args, kwargs, out), source.mask)
+
+
+def _affine(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """Scale and shift of each channel."""
+    shape = [1, -1] + [1] * (out.ndim - 2)
+    for name, op in (("weight", torch.mul), ("bias", torch.add)):
+        vector = _argument(target, args, kwargs, name, None)
+        out = out if vector is None else op(out, vector.value.reshape(shape))
+    return out
+
+
+def rms_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Mean square of kept entries."""
+    source: Value = args[0]
+    if source.mask is None:
+        return Value(_run(target, args, kwargs))
+    dims = list(range(-len(args[1]), 0))
+    eps = _argument(target, args, kwargs, "eps", None)
+    eps = torch.finfo(source.value.dtype).eps if eps is None else eps
+    squares = (source.value.square() * source.mask).sum(dims, keepdim=True)
+    out = source.value * torch.rsqrt(squares / source.mask.sum(dims, keepdim=True).clamp(min=1) + eps)
+    weight = _argument(target, args, kwargs, "weight", None)
+    return _hold(out if weight is None else out * weight.value, source.mask)
+
+
 def layer_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     """Mean and variance of kept entries."""
     source: Value = args[0]
@@ -153,11 +191,7 @@ def group_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Va
     value = source.value.reshape(batch, groups, channels // groups, -1)
     mask = source.mask.reshape(value.shape)
     out = _normalised(value, mask, [2, 3], eps, (None, None)).reshape(source.value.shape)
-    shape = [1, channels] + [1] * (out.ndim - 2)
-    for name, op in (("weight", torch.mul), ("bias", torch.add)):
-        vector = _argument(target, args, kwargs, name, None)
-        out = out if vector is None else op(out, vector.value.reshape(shape))
-    return _hold(out, source.mask)
+    return _hold(_affine(target, args, kwargs, out), source.mask)
 
 
 def _normalised(
@@ -186,25 +220,85 @@ def pooled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, dims: 
     return [_hold(o, channel.expand(o.shape)) for o in out]
 
 
-def reduction(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, kind: str) -> Value:
-    """Sum, mean or extremum of kept entries."""
+def sampled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """``grid_sample``: only channels may be removed."""
+    source: Value = args[0]
+    return pooled(target, args, kwargs, dims=source.value.ndim - 2)  # type: ignore[no-any-return]
+
+
+def reduction(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, neutral: float) -> Any:
+    """A reduction in which ``neutral`` changes nothing: removed entries are that."""
+    source: Value = args[0]
+    if source.mask is None:
+        return pytree.tree_map_only(Tensor, Value, _run(target, args, kwargs))
+    if len(args) > 1 and isinstance(args[1], Value):  # max(a, b)
+        return pointwise(target, args, kwargs)
+    out = _run(target, (Value(source.value.masked_fill(~source.mask, neutral)), *args[1:]), kwargs)
+    left = _kept_count(target, args, kwargs) > 0
+    if isinstance(out, Tensor):
+        return _hold(out, left)
+    return [_hold(o, left) for o in out]
+
+
+def mean(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Mean of kept entries."""
     source: Value = args[0]
     out = _run(target, args, kwargs)
     if source.mask is None:
         return Value(out)
-    rank = source.value.ndim
+    dims, keepdim = _reduced(target, args, kwargs)
+    count = _kept_count(target, args, kwargs)
+    return _hold((source.value * source.mask).sum(dims, keepdim=keepdim) / count.clamp(min=1), count > 0)
+
+
+def variance(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``var``, ``std`` and ``var_mean`` of kept entries."""
+    source: Value = args[0]
+    if source.mask is None:
+        return pytree.tree_map_only(Tensor, Value, _run(target, args, kwargs))
+    dims, keepdim = _reduced(target, args, kwargs)
+    correction = _argument(target, args, kwargs, "correction", None)
+    if correction is None:
+        correction = int(bool(_argument(target, args, kwargs, "unbiased", True)))
+    whole, count = source.mask.sum(dims, keepdim=True), _kept_count(target, args, kwargs)
+    centre = (source.value * source.mask).sum(dims, keepdim=True) / whole.clamp(min=1)
+    squares = ((source.value - centre).square() * source.mask).sum(dims, keepdim=keepdim)
+    spread = squares / (count - correction).clamp(min=0)
+    if target._schema.name == "aten::var":
+        return _hold(spread, count > 0)
+    if target._schema.name == "aten::std":
+        return _hold(spread.sqrt(), count > 0)
+    return [_hold(spread, count > 0), _hold(centre.reshape(count.shape), count > 0)]
+
+
+def vector_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Entries at zero add nothing to a norm of positive order."""
+    order = _argument(target, args, kwargs, "ord", 2)
+    if order <= 0 and args[0].mask is not None:
+        raise UnsupportedOpError(f"a norm of order {order} over pruned entries: pass the layer in ignored_layers")
+    return reduction(target, args, kwargs, neutral=0.0)
+
+
+def softmax(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Over kept entries."""
+    source: Value = args[0]
+    if source.mask is None:
+        return Value(_run(target, args, kwargs))
+    filled = Value(source.value.masked_fill(~source.mask, float("-inf")))
+    return _hold(_run(target, (filled, *args[1:]), kwargs), source.mask)
+
+
+def _reduced(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[int], bool]:
+    rank = args[0].value.ndim
     dims = _argument(target, args, kwargs, "dim", None)
     dims = list(range(rank)) if dims in (None, []) else [d % rank for d in ([dims] if isinstance(dims, int) else dims)]
-    keepdim = bool(_argument(target, args, kwargs, "keepdim", False))
-    count = source.mask.sum(dims, keepdim=keepdim)
-    if kind in ("sum", "mean"):
-        out = (source.value * source.mask).sum(dims, keepdim=keepdim)
-        out = out / count.clamp(min=1) if kind == "mean" else out
-    else:
-        fill = float("-inf") if kind == "amax" else float("inf")
-        filled = source.value.masked_fill(~source.mask, fill)
-        out = filled.amax(dims, keepdim=keepdim) if kind == "amax" else filled.amin(dims, keepdim=keepdim)
-    return _hold(out, count > 0)
+    return dims, bool(_argument(target, args, kwargs, "keepdim", False))
+
+
+def _kept_count(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    dims, keepdim = _reduced(target, args, kwargs)
+    mask: Tensor = args[0].mask
+    return mask.sum(dims, keepdim=keepdim)
 
 
 def glu(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
@@ -238,42 +332,33 @@ _MOVES = (
     "unbind repeat tile expand pixel_shuffle pixel_unshuffle channel_shuffle roll contiguous clone detach alias"
 ).split()
 _SAME = "dropout feature_dropout alpha_dropout feature_alpha_dropout lift_fresh_copy lift_fresh to _to_copy".split()
+_NEUTRAL = {"sum": 0.0, "prod": 1.0, "amax": -math.inf, "max": -math.inf, "amin": math.inf, "min": math.inf}
+_NEUTRAL |= {"logsumexp": -math.inf}
 _LIKE = "zeros_like ones_like full_like".split()
 
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": move for name in _MOVES},
-    **{f"aten::{name}": per_channel for name in (*_SAME, "batch_norm", "instance_norm", "prelu")},
+    **{f"aten::{name}": per_channel for name in (*_SAME, "prelu")},
     **{f"aten::{name}": like for name in _LIKE},
     **{f"aten::conv{n}d": partial(matrix, out_dim=-n - 1) for n in (1, 2, 3)},
     **{f"aten::conv_transpose{n}d": partial(matrix, out_dim=-n - 1) for n in (1, 2, 3)},
-    **{
-        f"aten::{kind}{n}d{suffix}": partial(pooled, dims=n)
-        for n in (1, 2, 3)
-        for kind in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool")
-        for suffix in ("", "_with_indices")
-    },
-    **{
-        f"aten::upsample_{name}": partial(pooled, dims=n)
-        for name, n in (
-            ("nearest1d", 1),
-            ("linear1d", 1),
-            ("nearest2d", 2),
-            ("_nearest_exact2d", 2),
-            ("bilinear2d", 2),
-            ("bicubic2d", 2),
-            ("nearest3d", 3),
-            ("trilinear3d", 3),
-        )
-    },
-    **{f"aten::{name}": partial(reduction, kind=name) for name in ("mean", "sum", "amax", "amin")},
+    **{f"aten::{name}": partial(pooled, dims=n) for name, n in {**POOLING, **UPSAMPLING}.items()},
+    **{f"aten::{name}": sampled for name in SAMPLING},
+    **{f"aten::{name}": channel_norm for name in ("batch_norm", "instance_norm")},
+    **{f"aten::{name}": partial(reduction, neutral=x) for name, x in _NEUTRAL.items()},
+    **{f"aten::{name}": variance for name in ("var", "std", "var_mean")},
+    **{f"aten::{name}": softmax for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")},
+    "aten::mean": mean,
+    "aten::linalg_vector_norm": vector_norm,
     "aten::linear": partial(matrix, out_dim=-1),
     "aten::layer_norm": layer_norm,
+    "aten::rms_norm": rms_norm,
     "aten::group_norm": group_norm,
     "aten::pad": constant_pad,
     "aten::constant_pad_nd": constant_pad,
     **{f"aten::{kind}_pad{n}d": move for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "aten::glu": glu,
     "aten::expand_as": expand_as,
-    **{f"aten::{name}": pointwise for name in ("hardtanh", "relu6", "hardswish", "silu", "mish", "where", "clamp")},
+    **{f"aten::{name}": pointwise for name in UNTAGGED},
     "getitem": item,
 }

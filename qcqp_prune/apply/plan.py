@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qcqp_prune.apply.probe import Probe, take_probes
+from qcqp_prune.apply.plan_data import FORMAT, PLAN, WEIGHTS, Plan, StoredTensor, read_plan
+from qcqp_prune.apply.probe import take_probes
 from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritten
 from qcqp_prune.apply.surgery import check_masks, copied, cut, kept_part
 from qcqp_prune.errors import PlanError, QcqpPruneError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.export import canonical_names
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.graph.trace import canonical_names
 from qcqp_prune.storage import (
     StrPath,
-    digest_of,
     library_version,
     new_folder,
     read_json,
@@ -37,107 +36,9 @@ from qcqp_prune.storage import (
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-FORMAT = "qcqp-prune plan"
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 _SHOWN = 5  # differences named in an error
 
 Constructor = Callable[[], nn.Module]
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A parameter or buffer of the smaller network.
-
-    Attributes:
-        name: its path, and its name in the weights file.
-        aliases: further paths of the same (tied) tensor.
-        shape, dtype: after cutting.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What ``plan.json`` says.
-
-    Attributes:
-        graph, masks: enough to cut the dense network again.
-        realisation: ``modules`` or ``graph``, see ``shrink_and_verify``.
-        training: whether the network was in train mode.
-        tensors: everything in the weights file.
-        probes: outputs on inputs made from the graph, to tell another ``forward`` by.
-        weights_sha256: of the weights file.
-        library, torch: versions that wrote it.
-    """
-
-    graph: ChannelGraph
-    masks: Masks
-    realisation: str
-    training: bool
-    tensors: tuple[StoredTensor, ...]
-    probes: tuple[Probe, ...]
-    weights_sha256: str
-    library: str
-    torch: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dump``, with a checksum of all of it."""
-        data = {
-            "format": FORMAT,
-            "schema": SCHEMA_VERSION,
-            "library": self.library,
-            "torch": self.torch,
-            "model": self.graph.model,
-            "fingerprint": self.graph.fingerprint,
-            "realisation": self.realisation,
-            "training": self.training,
-            "weights": {"file": WEIGHTS, "sha256": self.weights_sha256},
-            "tensors": [asdict(t) for t in self.tensors],
-            "probes": [p.to_json() for p in self.probes],
-            "masks": self.masks.to_json(),
-            "graph": self.graph.to_json(),
-        }
-        return {**data, "digest": digest_of(data)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of ``to_json``.
-
-        Raises:
-            PlanError: the data is no plan, of another schema, incomplete, or was changed after it was written.
-        """
-        if data.get("format") != FORMAT:
-            raise PlanError("this is no plan of a pruned network: give a folder that save() wrote")
-        if data.get("schema") != SCHEMA_VERSION:
-            raise PlanError(
-                f"the plan has schema {data.get('schema')} and was written by version {data.get('library')}; this "
-                f"version reads {SCHEMA_VERSION}: install that version, or save the network again"
-            )
-        if data.get("digest") != digest_of({key: value for key, value in data.items() if key != "digest"}):
-            raise PlanError(
-                "the plan was changed after it was written, its checksum does not match: save the network again"
-            )
-        try:
-            return cls(
-                graph=ChannelGraph.from_json(data["graph"]),
-                masks=Masks.from_json(data["masks"]),
-                realisation=data["realisation"],
-                training=data["training"],
-                tensors=tuple(_stored(entry) for entry in data["tensors"]),
-                probes=tuple(Probe.from_json(entry) for entry in data["probes"]),
-                weights_sha256=data["weights"]["sha256"],
-                library=data["library"],
-                torch=data["torch"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, PlanError):
-                raise
-            raise PlanError(f"the plan is incomplete ({error!r}): save the network again") from error
 
 
 def save(small: nn.Module, folder: StrPath, *, graph: ChannelGraph, masks: Masks) -> Path:
@@ -188,15 +89,6 @@ def save(small: nn.Module, folder: StrPath, *, graph: ChannelGraph, masks: Masks
         write_bytes(aside / WEIGHTS, content)
         write_json(aside / PLAN, plan.to_json())
     return Path(folder)
-
-
-def read_plan(folder: StrPath) -> Plan:
-    """Read and check ``plan.json``, without the weights.
-
-    Raises:
-        PlanError: it is missing, corrupt, changed, or of another schema.
-    """
-    return Plan.from_json(read_json(Path(folder) / PLAN, "a plan in a folder that save() wrote"))
 
 
 def load(folder: StrPath, model: nn.Module | Constructor) -> nn.Module:
@@ -282,8 +174,8 @@ def _require_cut(
         wanted = tuple(kept_part(graph, spec, torch.empty(spec.shape, device="meta"), flat).shape)
         if tuple(tensor.shape) != wanted:
             raise PlanError(
-                f"{spec.name} has shape {tuple(tensor.shape)}, the masks say {wanted}: save the network together with the "
-                "masks that it was cut with"
+                f"{spec.name} has shape {tuple(tensor.shape)}, the masks say {wanted}: save the network "
+                "together with the masks that it was cut with"
             )
 
 
@@ -322,21 +214,21 @@ def _require_dense(dense: nn.Module, plan: Plan) -> None:
     """Refuse a model with other tensors than the one that was traced."""
     names, tensors = canonical_names(dense), _tensors(dense)
     wanted = {name: spec for spec in plan.graph.tensors for name in (spec.name, *spec.aliases)}
-    problems = [f"lacks {name}" for name in wanted if name not in tensors]
-    problems += [f"has {name}, which the plan does not know" for name in tensors if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, not {spec.shape}"
+    missing = [f"lacks {name}" for name in wanted if name not in tensors]
+    extra = [f"has {name}, which the plan does not know" for name in tensors if name not in wanted]
+    shapes = [
+        f"has {name} in shape {tuple(tensors[name].shape)}, not {spec.shape}"
         for name, spec in wanted.items()
         if name in tensors and tuple(tensors[name].shape) != spec.shape
     ]
-    problems += [
-        f"{name} is {'tied to ' + names[name] if names[name] != name else 'not tied to ' + spec.name}, unlike in the plan"
+    ties = [
+        f"has {name} {'tied to ' + names[name] if names[name] != name else 'not tied to ' + spec.name}"
         for name, spec in wanted.items()
         if name in names and names[name] != spec.name
     ]
-    _refuse(
-        problems, f"the model ({type(dense).__name__}) is not the one that was pruned ({plan.graph.model})"
-    )
+    # One of each kind first: a wrapped model shows in the names that are missing beside those that are too many.
+    problems = [p for row in zip_longest(shapes, missing, extra, ties) for p in row if p is not None]
+    _refuse(problems, f"the model ({type(dense).__name__}) is not the one that was pruned ({plan.graph.model})")
 
 
 def _fill(small: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:
@@ -344,7 +236,7 @@ def _fill(small: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:
     if _shapes(_described(small)) != _shapes(plan.tensors):
         problems = [f"lacks {t.name}" for t in plan.tensors if t.name not in tensors]
         problems += [
-            f"{t.name} has shape {tuple(tensors[t.name].shape)}, not {t.shape}"
+            f"has {t.name} in shape {tuple(tensors[t.name].shape)}, not {t.shape}"
             for t in plan.tensors
             if t.name in tensors and tuple(tensors[t.name].shape) != t.shape
         ]
@@ -370,14 +262,15 @@ def _require_probes(small: nn.Module, plan: Plan) -> None:
         probes = take_probes(small, plan.graph)
     except Exception as error:  # whatever a user's forward raises
         raise PlanError(
-            f"the rebuilt network does not run on the traced inputs ({error}): give the constructor of the network that was pruned"
+            f"the rebuilt network does not run on the traced inputs ({error}): give the constructor of the network "
+            "that was pruned"
         ) from error
     if len(probes) != len(plan.probes) or not all(
         a.agrees(b) for a, b in zip(plan.probes, probes, strict=True)
     ):
         raise PlanError(
-            "the rebuilt network has the right tensors but computes something else than the saved one: its forward differs. "
-            "Give the constructor of the network that was pruned, with the same arguments"
+            "the rebuilt network has the right tensors but computes something else than the saved one: its forward "
+            "differs. Give the constructor of the network that was pruned, with the same arguments"
         )
 
 
@@ -385,11 +278,5 @@ def _refuse(problems: list[str], what: str) -> None:
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise PlanError(
-            f"{what}: it {'; '.join(problems[:_SHOWN])}{more}. Give the constructor of the same architecture"
+            f"{what}: it {'; it '.join(problems[:_SHOWN])}{more}. Give the constructor of the same architecture"
         )
-
-
-def _stored(entry: Mapping[str, Any]) -> StoredTensor:
-    return StoredTensor(
-        str(entry["name"]), tuple(entry["aliases"]), tuple(entry["shape"]), str(entry["dtype"])
-    )

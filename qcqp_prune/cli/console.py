@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +19,8 @@ from qcqp_prune.solve.result import TracePoint, relative_gap
 if TYPE_CHECKING:
     from pathlib import Path
 
-OUT = Console()
+# Into a file or a pipe, lines may be longer than the 80 columns that rich takes where it sees no terminal.
+OUT = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 ERR = Console(stderr=True)
 
 

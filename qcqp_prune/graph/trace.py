@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +12,10 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from qcqp_prune.errors import TraceError, UnknownLayerError
+from qcqp_prune.errors import UnknownLayerError
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.channels import Attribute, ChannelGraph, IntArray, Layer, TensorSpec
+from qcqp_prune.graph.export import canonical_names, eval_mode, export, state_placeholders
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.ops import HANDLERS
@@ -66,63 +66,6 @@ def trace(
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
     return _assemble(model, walk, layers, grouping, call, names)
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; each module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **options: Any) -> ExportedProgram:
-    """``torch.export`` in eval mode, with errors that say what to do.
-
-    Raises:
-        TraceError: the model is scripted, does not run on the inputs, or does not export.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("the model is a scripted module, which cannot be traced: pass the nn.Module it was made from")
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
-    args, kwargs = call
-    with eval_mode(model), torch.no_grad():
-        try:
-            model(*args, **kwargs)
-        except Exception as error:  # whatever a user's forward raises
-            raise TraceError(
-                f"{type(model).__name__} does not run on the example inputs ({_first_line(error)}): "
-                "give inputs of the shape, type and device that its forward takes"
-            ) from error
-        try:
-            return torch.export.export(model, args, kwargs, strict=False, **options)
-        except Exception as error:  # torch.export raises many kinds
-            raise TraceError(
-                f"{type(model).__name__} runs but torch.export cannot follow its forward ({_first_line(error)}): "
-                "remove control flow that depends on tensor values, or pass the part of the model that has none"
-            ) from error
-
-
-def canonical_names(model: nn.Module) -> dict[str, str]:
-    """For each state-dict path of a parameter or buffer the first path of the same tensor."""
-    first: dict[int, str] = {}
-    names = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in tensors:
-        names[name] = first.setdefault(id(tensor), name)
-    return names
-
-
-def state_placeholders(program: ExportedProgram, names: Mapping[str, str]) -> dict[str, str]:
-    """For each placeholder of a parameter or buffer the canonical state-dict name."""
-    signature = program.graph_signature
-    found = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    return {placeholder: names[name] for placeholder, name in found.items()}
 
 
 def _walk(walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str], table: Mapping[str, Handler]) -> None:
@@ -321,10 +264,3 @@ def _attributes(walk: Walk, grouping: Grouping) -> Iterator[Attribute]:
             parts.append(len(part) if (units < 0).any() else tuple(units.tolist()))
         if any(not isinstance(part, int) for part in parts):
             yield Attribute(found.module, found.name, tuple(parts), found.scalar)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-

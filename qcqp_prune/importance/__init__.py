@@ -1,4 +1,4 @@
-"""Importance: what each unit, and each pair of neighbouring units, is worth. Callables ``(model, graph) -> PairwiseForm``."""
+"""What each unit, and each pair of neighbouring units, is worth: callables ``(model, graph) -> PairwiseForm``."""
 
 from qcqp_prune.importance.magnitude import BatchNormScale, Magnitude
 from qcqp_prune.importance.taylor import Taylor

@@ -10,7 +10,8 @@ from torch import nn
 
 from qcqp_prune.errors import InvalidScoreError, MaskMismatchError
 from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
-from qcqp_prune.program.forms import FloatArray, PairTerm, PairwiseForm
+from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune.program.forms import PairTerm, PairwiseForm
 
 
 def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
@@ -20,7 +21,9 @@ def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Ten
         MaskMismatchError: the model is not the one that was traced.
         InvalidScoreError: a weight holds NaN or infinity.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
     shapes = {spec.name: spec.shape for spec in graph.tensors}
     weights = {}
     for name in dict.fromkeys(layer.weight for layer in graph.layers if layer.weight):
@@ -29,7 +32,9 @@ def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Ten
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shapes[name]}"
             raise MaskMismatchError(f"{name} {found}: trace this model, then compute its importance")
         if not torch.isfinite(tensor).all():
-            raise InvalidScoreError(f"{name} holds NaN or infinity: repair or retrain the model before pruning it")
+            raise InvalidScoreError(
+                f"{name} holds NaN or infinity: repair or retrain the model before pruning it"
+            )
         weights[name] = tensor.detach()
     return weights
 
@@ -52,7 +57,9 @@ def pair_scores(layer: Layer, entries: torch.Tensor) -> FloatArray:
     return np.ascontiguousarray(rows.cpu().numpy())
 
 
-def pairwise_form(graph: ChannelGraph, scores: Mapping[str, FloatArray], unit: str = "dimensionless") -> PairwiseForm:
+def pairwise_form(
+    graph: ChannelGraph, scores: Mapping[str, FloatArray], unit: str = "dimensionless"
+) -> PairwiseForm:
     """The objective ``sum_l <I_l, A_l>`` of per-layer scores.
 
     A pair of one unit with itself (depthwise) gives a linear term.

@@ -12,7 +12,8 @@ from torch import nn
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.importance.layerwise import add_vector, pair_scores, pairwise_form, weight_tensors
-from qcqp_prune.program.forms import FloatArray, PairwiseForm
+from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune.program.forms import PairwiseForm
 
 Variant = Literal["paper", "authors", "l2"]
 
@@ -55,7 +56,11 @@ class Magnitude:
                     score = np.sqrt(pair_scores(layer, weight.square()))
                 else:
                     score = pair_scores(layer, weight.abs())
-                norm = float(torch.linalg.vector_norm(weight)) if self.variant == "paper" else np.linalg.norm(score)
+                norm = (
+                    float(torch.linalg.vector_norm(weight))
+                    if self.variant == "paper"
+                    else np.linalg.norm(score)
+                )
                 scores[layer.name] = score / norm if norm > 0 else score
         return pairwise_form(graph, scores)
 
@@ -86,5 +91,7 @@ class BatchNormScale:
                 found = True
                 add_vector(unary, graph.axes[axes[0]], module.weight.abs())
         if not found:
-            raise InvalidScoreError("the model has no batch norm with a scale on a prunable axis: use Magnitude or Taylor")
+            raise InvalidScoreError(
+                "the model has no batch norm with a scale on a prunable axis: use Magnitude or Taylor"
+            )
         return PairwiseForm(unary=unary)

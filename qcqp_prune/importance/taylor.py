@@ -11,7 +11,7 @@ from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.graph.trace import eval_mode
+from qcqp_prune.graph.export import eval_mode
 from qcqp_prune.importance.layerwise import pair_scores, pairwise_form, weight_tensors
 from qcqp_prune.program.forms import PairwiseForm
 
@@ -63,15 +63,21 @@ class Taylor:
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
                 for total, weight, gradient in zip(totals, weights, gradients, strict=True):
                     if gradient is not None:
-                        product = (weight.detach().double() * gradient.double()).reshape(*weight.shape[:2], -1)
+                        product = (weight.detach().double() * gradient.double()).reshape(
+                            *weight.shape[:2], -1
+                        )
                         total += product.sum(-1).abs()
                 count += 1
         if count == 0:
-            raise InvalidOptionError("Taylor was given no batch: pass a loader with at least one (one-shot iterators run dry)")
+            raise InvalidOptionError(
+                "Taylor was given no batch: pass a loader with at least one (one-shot iterators run dry)"
+            )
         mean = {name: total / count for name, total in zip(names, totals, strict=True)}
         broken = [name for name, total in mean.items() if not torch.isfinite(total).all()]
         if broken:
-            raise InvalidScoreError(f"the gradient of {broken[0]} is NaN or infinite: check the loss and the data")
+            raise InvalidScoreError(
+                f"the gradient of {broken[0]} is NaN or infinite: check the loss and the data"
+            )
         calls: dict[str, int] = {}
         for layer in graph.layers:
             calls[layer.weight] = calls.get(layer.weight, 0) + 1

@@ -24,6 +24,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns of the product."""
         return self.left.shape[0], self.right.shape[0]
 
 

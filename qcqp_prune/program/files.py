@@ -1,7 +1,7 @@
 """A traced network as files: everything that solving needs, so that it can be done on a machine without torch.
 
-``NAME.json`` holds the channel graph and describes the objective, ``NAME.scores.safetensors`` beside it holds the numbers.
-The JSON carries the checksum of the scores, so that the two cannot be mixed up.
+``NAME.json`` holds the channel graph and describes the objective, ``NAME.scores.safetensors`` beside it holds the
+numbers. The JSON carries the checksum of the scores, so that the two cannot be mixed up.
 """
 
 from __future__ import annotations

@@ -109,14 +109,17 @@ class CountForm:
 
     @cached_property
     def is_linear(self) -> bool:
+        """Whether it has no product of two counts."""
         return len(self.coefs) == 0
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``."""
         arrays = {key: getattr(self, key).tolist() for key in ("linear", "rows", "cols", "coefs")}
         return {"constant": int(self.constant), **arrays}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CountForm:
+        """The inverse of ``to_json``."""
         arrays = {key: np.asarray(data[key], np.int64) for key in ("linear", "rows", "cols", "coefs")}
         return cls(constant=int(data["constant"]), **arrays)
 
@@ -130,6 +133,7 @@ class CountFormBuilder:
         self._constant = 0
 
     def add_constant(self, value: int) -> None:
+        """Add a cost that does not depend on counts."""
         self._constant += int(value)
 
     def add_counts(self, coefficient: int, axis: Mapping[int, int]) -> None:
@@ -145,6 +149,7 @@ class CountFormBuilder:
                 self._pairs[key] = self._pairs.get(key, 0) + coefficient * a * b
 
     def build(self) -> CountForm:
+        """The form of all terms added so far."""
         keys = sorted(key for key, value in self._pairs.items() if value)
         index = np.asarray(keys, np.int64).reshape(-1, 2)
         coefs = np.asarray([self._pairs[key] for key in keys], np.int64)

@@ -118,7 +118,7 @@ class PruningProblem:
         if graph.prunable_count == 0:
             reasons = sorted({g.frozen_reason or "" for g in graph.groups})
             raise NothingToPruneError(
-                f"no layer of {graph.model} can be pruned ({'; '.join(reasons) or 'it has no convolution or linear layer'}): "
+                f"no layer of {graph.model} can be pruned ({'; '.join(reasons) or 'it has no layer with a weight'}): "
                 "remove entries from ignored_layers or choose another model"
             )
         known = {r.name: r for r in (*known_resources().values(), *resources)}
@@ -156,10 +156,10 @@ class PruningProblem:
         row = max(short, key=lambda r: Fraction(r.smallest, max(r.limit or 0, 1)))
         frozen = [g for g in self.graph.groups if g.frozen_reason is not None]
         raise InfeasibleError(
-            f"no selection meets the budget of {row.limit:,} {row.unit} ({row.resource}): the smallest attainable use is "
-            f"{row.smallest:,} of {row.dense:,} ({row.smallest / row.dense:.2%}), with {len(frozen)} of "
-            f"{len(self.graph.groups)} groups frozen. Raise the budget to at least that, lower min_keep or round_to, or "
-            "take layers out of ignored_layers",
+            f"no selection meets the budget of {row.limit:,} {row.unit} ({row.resource}): the smallest attainable use "
+            f"is {row.smallest:,} of {row.dense:,} ({row.smallest / row.dense:.2%}), with {len(frozen)} of "
+            f"{len(self.graph.groups)} groups frozen. Raise the budget to at least that, lower min_keep or round_to, "
+            "or take layers out of ignored_layers",
             resource=row.resource,
             limit=row.limit or 0,
             smallest=row.smallest,

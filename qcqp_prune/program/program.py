@@ -46,6 +46,7 @@ class ProgramGroup:
 
     @property
     def span(self) -> slice:
+        """The range of its variables."""
         return slice(self.start, self.start + self.width)
 
 
@@ -124,7 +125,7 @@ class Program:
         return self.constant + float(self.linear[x].sum()) + sum(self._pair_value(p, x) for p in self.pairs)
 
     def gradient(self, x: FloatArray) -> FloatArray:
-        """Derivative of the objective at a real point, ``(n,)``: for 0/1 points, the worth of each unit given the rest."""
+        """Derivative of the objective, ``(n,)``: at a 0/1 point the worth of each unit given the others."""
         g = self.linear.copy()
         for pair in self.pairs:
             first, second = self.groups[pair.first].span, self.groups[pair.second].span

@@ -38,8 +38,8 @@ class BudgetLine:
         limit: largest allowed use that this came to.
         used: by the selection.
         dense, smallest: use of the whole network, and the least attainable.
-        cheapest_step: what the cheapest further unit (or step of ``round_to`` units) would add, None where nothing can be
-            added.
+        cheapest_step: what the cheapest further unit (or step of ``round_to`` units) would add, None where nothing can
+            be added.
     """
 
     resource: str

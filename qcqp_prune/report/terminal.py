@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -81,7 +82,8 @@ def tightness_lines(lines: Iterable[BudgetLine]) -> list[RenderableType]:
     """For each budget that leaves no room for one further unit, a line that says so."""
     return [
         Text(
-            f"{x.resource}: the slack of {x.slack:,} is less than the cheapest further unit, {x.cheapest_step:,} {x.unit}"
+            f"{x.resource}: the slack of {x.slack:,} is less than the cheapest further unit, "
+            f"{x.cheapest_step:,} {x.unit}"
         )
         for x in lines
         if x.slack is not None and x.cheapest_step is not None and x.slack < x.cheapest_step
@@ -104,7 +106,8 @@ def solve_lines(report: SolveReport) -> list[RenderableType]:
         proof += f", gap {report.gap:.3%}"
     lines = [
         f"objective {report.objective:.6g}, {proof}",
-        f"{report.solver} ({report.version}), seed {report.seed}, {report.seconds:.2f} s: {report.termination.sentence}",
+        f"{report.solver} ({report.version}), seed {report.seed}, {report.seconds:.2f} s",
+        report.termination.sentence,
         *report.notes,
     ]
     return [Text(line) for line in lines]
@@ -113,12 +116,12 @@ def solve_lines(report: SolveReport) -> list[RenderableType]:
 def verification_lines(checked: Verification) -> list[RenderableType]:
     """Identities 2 and 3, as checked."""
     exact = [f"{c.resource} {c.predicted:,} = {c.measured:,} {c.unit}" for c in checked.counts]
+    realised = "the model's own modules" if checked.realisation == "modules" else "a rewritten graph"
     lines = [
         f"identity 2 checked: predicted = measured on the smaller network: {'; '.join(exact)}",
         f"identity 3 checked: smaller = masked network within {checked.max_relative_error:.1e} relative "
         f"({checked.dtype}, at most {checked.tolerance:.0e})",
-        f"realised as {'the model' + chr(39) + 's own modules' if checked.realisation == 'modules' else 'a rewritten graph'}"
-        + (f": {checked.note}" if checked.note else ""),
+        f"realised as {realised}" + (f": {checked.note}" if checked.note else ""),
     ]
     return [Text(line, style="green" if line.startswith("identity") else "") for line in lines]
 
@@ -158,16 +161,18 @@ def _table(title: str, *columns: str) -> Table:
         header_style="",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=0,
     )
     for k, column in enumerate(columns):
         words = k == 0 or column in _WORDS
-        table.add_column(column, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(column, justify=justify, no_wrap=not words, overflow="fold", min_width=4 * words)
     return table
 
 
 def _arrow(pair: tuple[int, int]) -> str:
     before, after = pair
-    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+    return f"{before:,}" if before == after else f"{before:,}→{after:,}"
 
 
 def _number(value: int | None) -> str:

@@ -51,7 +51,7 @@ class Params:
                 add_elements(builder, graph, tensor, 1)
         return builder.build()
 
-    def measure(self, module: Any, example_inputs: Any) -> int:  # noqa: ARG002 - the protocol gives both
+    def measure(self, module: Any, example_inputs: Any) -> int:
         """``sum(p.numel())`` over distinct parameters."""
         from qcqp_prune.resources.measure import measured_params
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from qcqp_prune.graph.export import eval_mode
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
-from qcqp_prune.graph.trace import eval_mode
 
 _LAYER_OPS = {"aten::convolution", "aten::addmm", "aten::mm", "aten::bmm", "aten::linear"}
 
@@ -39,14 +39,14 @@ def measured_memory(module: nn.Module, example_inputs: ExampleInputs) -> int:
     return weights + _per_sample(counter.total, batch_size((args, kwargs)))
 
 
-class _OutputBytes(TorchDispatchMode):
+class _OutputBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not annotate it
     """Adds up the bytes that every operator with a weight matrix returns."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func._schema.name in _LAYER_OPS:
             self.total += out.numel() * out.element_size()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qcqp_prune.errors import SolverIncapableError, SolverUnavailableError
+from qcqp_prune.errors import BackendError, SolverIncapableError, SolverUnavailableError
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import (
     Backend,
@@ -11,7 +11,6 @@ from qcqp_prune.solve.backend import (
     load_backend,
     problem_class,
     registered_solvers,
-    require_capable,
 )
 from qcqp_prune.solve.result import Reason, Termination
 from qcqp_prune.solve.stages import Held
@@ -21,16 +20,17 @@ SEARCH_SHARE = 0.25
 # The clock of a backend starts after its model is built, and stopping takes it a moment.
 RESERVE = 0.05
 
-Team = dict[Role, tuple[Backend, Outlook]]
+Offer = tuple[Backend, Outlook]
+Team = dict[Role, list[Offer]]
 
 
 def choose(program: Program) -> Team:
-    """For each role the available backend with the highest rank on this program.
+    """For each role the available backends that offer themselves for this program, the highest rank first.
 
     Raises:
         SolverUnavailableError: no installed backend offers itself.
     """
-    team: Team = {}
+    team: Team = {role: [] for role in Role}
     for name in registered_solvers():
         try:
             backend = load_backend(name)
@@ -40,34 +40,31 @@ def choose(program: Program) -> Team:
         # Whether a backend can run is asked last: to find out may import its package.
         if (
             outlook is not None
-            and (outlook.role not in team or outlook.rank > team[outlook.role][1].rank)
             and any(c.covers(problem_class(program)) for c in backend.classes)
             and backend.availability().ok
         ):
-            team[outlook.role] = (backend, outlook)
-    if not team:
+            team[outlook.role].append((backend, outlook))
+    if not any(team.values()):
         raise SolverUnavailableError(
             "no installed solver offers itself for this problem: install the package with its default dependencies, or "
             "name a solver"
         )
-    return team
+    return {role: sorted(offers, key=lambda offer: -offer[1].rank) for role, offers in team.items()}
 
 
 def run_auto(held: Held) -> None:
-    """Search first, then prove from what was found, or bound it where a proof is out of reach."""
+    """Search first, then prove from what was found; where a proof is out of reach, bound it in every way there is."""
     team = choose(held.program)
     total = held.options.time_limit or DEFAULT_SECONDS
     if held.options.time_limit is None:
-        held.notes.append(f"auto: no time limit was given, {total:.0f} s were used")
-    if Role.SEARCHES in team:
-        _stage(held, team, Role.SEARCHES, SEARCH_SHARE * total)
-    if held.interrupted:
-        return
-    if Role.PROVES in team:
-        _stage(held, team, Role.PROVES, total * (1 - RESERVE) - held.seconds)
-    left = total * (1 - RESERVE) - held.seconds
-    if Role.BOUNDS in team and held.bound is None and not held.interrupted and left > 0:
-        _stage(held, team, Role.BOUNDS, left, bound_only=held.x is not None)
+        held.notes.append(f"auto: no time limit was given, {total:.0f} s were used at most")
+    for offer in team[Role.SEARCHES][:1]:
+        _stage(held, offer, SEARCH_SHARE * total)
+    for offer in team[Role.PROVES][:1]:
+        _stage(held, offer, _left(held, total))
+    if held.bound is None or not team[Role.PROVES]:
+        for offer in team[Role.BOUNDS]:
+            _stage(held, offer, _left(held, total), bound_only=held.x is not None)
     if held.bound is None and not held.interrupted:
         held.notes.append(
             "auto: no solver gave a bound in the time allowed, so there is no gap: raise time_limit"
@@ -76,11 +73,20 @@ def run_auto(held: Held) -> None:
         held.termination = Termination(Reason.OPTIMAL)
 
 
-def _stage(held: Held, team: Team, role: Role, seconds: float, *, bound_only: bool = False) -> None:
-    backend, outlook = team[role]
-    held.notes.append(f"auto: {backend.name} {role.value}: {outlook.why}")
+def _left(held: Held, total: float) -> float:
+    return total * (1 - RESERVE) - held.seconds
+
+
+def _stage(held: Held, offer: Offer, seconds: float, *, bound_only: bool = False) -> None:
+    """Run one backend, unless the time is over, the user stopped, or the gap is closed already."""
+    backend, outlook = offer
+    if held.interrupted or held.is_closed or seconds <= 0:
+        return
+    held.notes.append(f"auto: {backend.name} {outlook.role.value}: {outlook.why}")
     try:
-        require_capable(backend, held.program)
         held.run(backend, time_limit=max(seconds, 0.1), bound_only=bound_only)
-    except SolverIncapableError as error:
-        held.notes.append(f"auto: {backend.name} declined: {error}")
+    except (SolverIncapableError, BackendError, MemoryError) as error:
+        # What was checked before stays good; without it there is nothing to go on with.
+        if held.x is None and not isinstance(error, SolverIncapableError):
+            raise
+        held.notes.append(f"auto: {backend.name} gave nothing: {error}")

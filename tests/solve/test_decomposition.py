@@ -14,12 +14,24 @@ from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import Reason
 from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaustive, random_problem
 from qcqp_prune_solvers.decomposition import count_program
+from qcqp_prune_solvers.decomposition.block_cholesky import elimination_order, factorises
 from qcqp_prune_solvers.decomposition.backend import DecompositionBackend
 from qcqp_prune_solvers.decomposition.count_program import Classes, CountProgram, TooWide
 from qcqp_prune_solvers.decomposition.lifted import LiftedMatrix
 from qcqp_prune_solvers.decomposition.master import best_mixture
 from qcqp_prune_solvers.decomposition.relaxation import Multipliers, Relaxation
 from qcqp_prune_solvers.decomposition.semidefinite import certified
+
+
+def full(matrix: LiftedMatrix, lift: dict[tuple[int, int], float]) -> np.ndarray:
+    """``H - N 1 1^T`` entry by entry."""
+    dense = np.zeros((matrix.size, matrix.size))
+    for (g, h), block in matrix.blocks.items():
+        dense[matrix.spans[g], matrix.spans[h]] = block
+        dense[matrix.spans[h], matrix.spans[g]] = block.T
+    for g, h in {tuple(pair) for key in lift for pair in (key, key[::-1])}:
+        dense[matrix.spans[g], matrix.spans[h]] -= lift[min(g, h), max(g, h)]
+    return dense
 
 
 @pytest.mark.parametrize("structure", sorted(STRUCTURES))
@@ -38,7 +50,9 @@ def test_bound_is_above_the_optimum_and_incumbent_below(structure: str, seed: in
 
 def test_every_step_is_a_bound_also_with_arbitrary_multipliers() -> None:
     rng = np.random.default_rng(0)
-    for seed, structure in itertools.product(range(3), ("chain", "residual", "ties", "self_pairs", "two_budgets")):
+    for seed, structure in itertools.product(
+        range(3), ("chain", "residual", "ties", "self_pairs", "two_budgets")
+    ):
         problem = random_problem(seed, structure)
         program = Program.from_problem(problem)
         best = exhaustive(problem).objective
@@ -59,10 +73,10 @@ def test_certified_diagonal_makes_the_matrix_semidefinite() -> None:
     matrix = LiftedMatrix(program)
     lift = matrix.weighted_means(np.ones(program.size))
     diagonal = certified(matrix, lift, np.full(program.size, 0.25), np.zeros(program.size))
-    smallest = np.linalg.eigvalsh(np.diag(diagonal) - matrix.full(lift))[0]
+    smallest = np.linalg.eigvalsh(np.diag(diagonal) - full(matrix, lift))[0]
     assert smallest >= -1e-12 * np.abs(diagonal).max()
     # Not absurdly large either: the rise is of the order of the largest eigenvalue.
-    assert diagonal.max() <= 3 * np.linalg.eigvalsh(matrix.full(lift))[-1] + 1e-6
+    assert diagonal.max() <= 3 * np.linalg.eigvalsh(full(matrix, lift))[-1] + 1e-6
 
 
 def test_products_agree_with_the_dense_matrix() -> None:
@@ -71,10 +85,10 @@ def test_products_agree_with_the_dense_matrix() -> None:
     rng = np.random.default_rng(0)
     lift = {pair: float(rng.normal()) for pair in matrix.blocks} | {(0, 0): 0.7}
     x = rng.normal(size=(program.size, 3))
-    np.testing.assert_allclose(matrix.times(x, lift), matrix.full(lift) @ x, rtol=1e-12)
+    np.testing.assert_allclose(matrix.times(x, lift), full(matrix, lift) @ x, rtol=1e-12)
     mask = rng.random(program.size) < 0.5
     coupling = program.objective(mask) - program.constant - program.linear[mask].sum()
-    assert coupling == pytest.approx(float(mask @ matrix.full({}) @ mask) / 2)
+    assert coupling == pytest.approx(float(mask @ full(matrix, {}) @ mask) / 2)
 
 
 def test_count_program_equals_enumeration() -> None:
@@ -92,8 +106,30 @@ def test_count_program_equals_enumeration() -> None:
             return float(own) + sum(c * n[a] * n[b] for (a, b), c in couplings.items())
 
         value, counts = plan.maximise(unary, couplings)
-        assert value == pytest.approx(max(worth(n) for n in itertools.product(*(a.tolist() for a in allowed))))
+        assert value == pytest.approx(
+            max(worth(n) for n in itertools.product(*(a.tolist() for a in allowed)))
+        )
         assert worth(tuple(counts.tolist())) == pytest.approx(value)
+
+
+def test_block_factorisation_decides_definiteness() -> None:
+    rng = np.random.default_rng(0)
+    widths, pairs = [3, 4, 2, 5], [(0, 1), (0, 3), (1, 2), (2, 3)]
+    starts = np.cumsum([0, *widths])
+    spans = [slice(a, b) for a, b in itertools.pairwise(starts)]
+    order = elimination_order(widths, pairs)
+    assert sorted(order) == [0, 1, 2, 3]
+    for _ in range(50):
+        dense = np.zeros((14, 14))
+        for g, h in [*pairs, *((g, g) for g in range(4))]:
+            block = rng.normal(size=(widths[g], widths[h]))
+            dense[spans[g], spans[h]] += block
+            dense[spans[h], spans[g]] += block.T
+        lowest = np.linalg.eigvalsh(dense)[0]
+        for shift, definite in ((-lowest + 1e-6, True), (-lowest - 1e-6, False)):
+            shifted = dense + shift * np.eye(14)
+            blocks = {(g, h): shifted[spans[g], spans[h]] for g, h in [*pairs, *((g, g) for g in range(4))]}
+            assert factorises(blocks, order) is definite
 
 
 def test_mixture_meets_budgets_and_is_optimal() -> None:
@@ -102,7 +138,9 @@ def test_mixture_meets_budgets_and_is_optimal() -> None:
     np.testing.assert_allclose(mixture, [0.5, 0.5], atol=1e-6)
     np.testing.assert_allclose(prices, [0.5], atol=1e-6)
     # Without a tight budget: max p - p^2 over p in [0, 1] is at 1/2.
-    mixture, _ = best_mixture(np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([1.0, 0.0]), np.array([[0.1, 0.1]]))
+    mixture, _ = best_mixture(
+        np.array([[2.0, 0.0], [0.0, 0.0]]), np.array([1.0, 0.0]), np.array([[0.1, 0.1]])
+    )
     np.testing.assert_allclose(mixture, [0.5, 0.5], atol=1e-6)
 
 
@@ -127,8 +165,8 @@ def test_limits_and_interruption() -> None:
 
 def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     program = Program.from_problem(chain_problem("small"))
-    monkeypatch.setattr(backend_module, "MOST_UNITS", 10)
-    with pytest.raises(SolverIncapableError, match="up to 10 units"):
+    monkeypatch.setattr(backend_module, "MOST_BYTES", 1000)
+    with pytest.raises(SolverIncapableError, match="would take about"):
         DecompositionBackend().solve(program, SolveOptions())
     assert DecompositionBackend().outlook(program) is None
     monkeypatch.undo()

@@ -50,6 +50,16 @@ def glu(walk: Walk, node: Node) -> Axes:
     return axes
 
 
+def factory(walk: Walk, node: Node) -> Axes:
+    """A new tensor of a written size: nothing of it can go."""
+    return [None] * len(walk.shape(node))
+
+
+UNTAGGED = "hardtanh relu6 hardswish silu mish where clamp log_sigmoid rrelu celu selu threshold nan_to_num".split()
+"""Pointwise, though PyTorch does not tag all their overloads so."""
+
+_FACTORIES = "zeros ones full empty arange linspace scalar_tensor new_zeros new_ones new_full new_empty eye rand randn".split()
+
 _SAME = (
     "clone contiguous detach alias dropout feature_dropout alpha_dropout feature_alpha_dropout lift_fresh_copy "
     "lift_fresh to _to_copy type_as zeros_like ones_like full_like rand_like randn_like empty_like"
@@ -57,5 +67,6 @@ _SAME = (
 
 HANDLERS: dict[str, Handler] = {f"aten::{name}": same for name in _SAME} | {
     "aten::glu": glu,
-    **{f"aten::{name}": pointwise for name in ("hardtanh", "relu6", "hardswish", "silu", "mish", "where", "clamp")},
+    **{f"aten::{name}": pointwise for name in UNTAGGED},
+    **{f"aten::{name}": factory for name in _FACTORIES},
 }

@@ -27,11 +27,11 @@ def channel_norm(walk: Walk, node: Node) -> Axes:
 
 
 def layer_norm(walk: Walk, node: Node) -> Axes:
-    """Layer norm over the last dimensions; statistics are of the kept entries, as in a smaller network."""
+    """Layer and RMS norm over the last dimensions; statistics are of the kept entries, as in a smaller network."""
     source, shape = walk.arg(node, "input"), walk.arg(node, "normalized_shape")
     axes = list(walk.axes(source))
     first = len(axes) - len(shape)
-    for name in ("weight", "bias"):
+    for name in ("weight", "bias"):  # an RMS norm has no bias
         vector = walk.arg(node, name)
         if isinstance(vector, Node):
             for d in range(len(shape)):
@@ -81,6 +81,7 @@ HANDLERS: dict[str, Handler] = {
     "aten::batch_norm": channel_norm,
     "aten::instance_norm": channel_norm,
     "aten::layer_norm": layer_norm,
+    "aten::rms_norm": layer_norm,
     "aten::group_norm": group_norm,
     "aten::prelu": prelu,
 }

@@ -16,17 +16,32 @@ from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
 from qcqp_prune_solvers.block_coordinate import BlockCoordinateBackend
+from qcqp_prune_solvers.decomposition.block_cholesky import factor_entries
 from qcqp_prune_solvers.decomposition.count_program import Classes, CountProgram, TooWide
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
 
-MOST_UNITS = 6000
-"""The factorisation that certifies the bound is dense: 6,000 units take about 0.6 GB."""
+MOST_BYTES = 8 * 10**9
+"""Largest predicted memory: beyond it the backend declines before it starts."""
 SEARCH_SHARE = 0.3
 PATIENCE, PROGRESS = 60, 1e-5
 """Stop after so many steps that together improved the bound by less than this, relatively."""
+
+
+def predicted_bytes(program: Program) -> int:
+    """Memory that the bound takes: the coupling by blocks, scaled and factorised, and the tables of counts.
+
+    Raises:
+        TooWide: counts are coupled too densely to be eliminated.
+    """
+    widths = [g.width for g in program.groups]
+    pairs = [(p.first, p.second) for p in program.pairs]
+    entries = sum(widths[g] * widths[h] for g, h in pairs) + sum(w * w for w in widths)
+    factor = factor_entries(widths, pairs)
+    tables = CountProgram(Classes.of(program)).table_entries
+    return 8 * (3 * entries + 2 * factor + tables)
 
 
 class DecompositionBackend:
@@ -46,25 +61,33 @@ class DecompositionBackend:
         return Availability(True, version=version("qcqp-prune"))
 
     def outlook(self, program: Program) -> Outlook | None:
-        """A bound within a few percent at the most, for up to ``MOST_UNITS`` units coupled like a network's."""
-        if program.size > MOST_UNITS or not program.size:
+        """A bound within a few percent at the most, where counts can be eliminated and the matrix fits into memory."""
+        if not program.size:
             return None
         try:
-            CountProgram(Classes.of(program))
+            need = predicted_bytes(program)
         except TooWide:
             return None
-        return Outlook(Role.BOUNDS, 30, f"{program.size:,} units, and their counts can be eliminated exactly")
+        if need > MOST_BYTES:
+            return None
+        return Outlook(Role.BOUNDS, 30, f"{program.size:,} units, whose counts can be eliminated exactly")
 
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         """Search, then bound until the gap is closed, a limit is met, or nothing improves any more.
 
         Raises:
-            SolverIncapableError: too many units, or counts coupled too densely.
+            SolverIncapableError: too much memory would be needed, or counts are coupled too densely.
         """
-        if program.size > MOST_UNITS:
+        try:
+            need = predicted_bytes(program)
+        except TooWide as error:
             raise SolverIncapableError(
-                f"the decomposition certifies up to {MOST_UNITS:,} units, this program has {program.size:,}: "
-                'use solver="block_coordinate", or "auto"'
+                f"the counts of this program are coupled too densely to be eliminated ({error}): use another solver"
+            ) from error
+        if need > MOST_BYTES:
+            raise SolverIncapableError(
+                f"the bound of this program would take about {need / 1e9:.1f} GB, more than {MOST_BYTES / 1e9:.1f}: "
+                'use solver="block_coordinate"'
             )
         # Several threads on matrices of this size wait for each other longer than they compute.
         with threadpool_limits(limits=1, user_api="blas"):
@@ -90,12 +113,7 @@ class _Run:
         termination = Termination(Reason.BOUND_COMPUTED)
         if not self.program.size:
             return self._result(Termination(Reason.OPTIMAL), bound=self.objective)
-        try:
-            relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
-        except TooWide as error:
-            raise SolverIncapableError(
-                f"the counts of this program are coupled too densely to be eliminated ({error}): use another solver"
-            ) from error
+        relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
         mark, since = np.inf, 0
         for step in relaxation.steps():
             self.work += 1
@@ -105,7 +123,9 @@ class _Run:
                 termination = ended
                 break
             since += 1
-            if self.bound is not None and self.bound < mark - PROGRESS * abs(mark if np.isfinite(mark) else 1.0):
+            if self.bound is not None and self.bound < mark - PROGRESS * abs(
+                mark if np.isfinite(mark) else 1.0
+            ):
                 mark, since = self.bound, 0
             if since >= PATIENCE:
                 break
@@ -117,10 +137,14 @@ class _Run:
             return warm.copy(), self.program.objective(warm)
         share = None if self.options.time_limit is None else SEARCH_SHARE * self.options.time_limit
         found = BlockCoordinateBackend().solve(
-            self.program, replace(self.options, time_limit=share, work_limit=None, warm_start=None, on_event=None)
+            self.program,
+            replace(self.options, time_limit=share, work_limit=None, warm_start=None, on_event=None),
         )
-        assert found.x is not None and found.objective is not None
-        self.log.append(f"{time.perf_counter() - self.started:8.2f} s  incumbent {found.objective:.9g}  search")
+        assert found.x is not None
+        assert found.objective is not None
+        self.log.append(
+            f"{time.perf_counter() - self.started:8.2f} s  incumbent {found.objective:.9g}  search"
+        )
         return np.asarray(found.x, np.bool_), float(found.objective)
 
     def _take(self, step: Step) -> None:

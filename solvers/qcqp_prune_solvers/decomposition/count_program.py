@@ -1,8 +1,8 @@
 """The count program: maximise unary tables and bilinear couplings over kept counts, exactly, by elimination.
 
 Groups that are tied share one variable. Variables are eliminated one after another along a tree decomposition of the
-coupling graph. A variable that has couplings but no table yet is eliminated by its conjugate function: the best count
-depends on one slope only, which is linear in the neighbours' counts.
+coupling graph. What makes this fast is that couplings are bilinear: where a variable meets a neighbour only through a
+product of counts, the best count depends on one slope, and the maximum over it is a concave envelope.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray
 from qcqp_prune.program.program import Program
+from qcqp_prune_solvers.decomposition.kernels import envelope_maxima
 
 TABLE_LIMIT = 20_000_000
 """Entries of the largest table that elimination may build (8 bytes each)."""
+
+Couplings = dict[tuple[int, int], float]
 
 
 class TooWide(Exception):
@@ -55,21 +58,28 @@ class Classes:
         return cls(of_group, tuple(allowed), edges)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Step:
     """Elimination of one variable.
 
     Attributes:
         variable: the class that goes.
-        others: classes that its message depends on, ascending.
-        coupled: those among ``others`` that it is coupled with directly.
+        tabled: neighbours that an earlier message shares with it, ascending.
+        free: neighbours that it meets through products only, ascending.
+        coupled: all neighbours that it is coupled with directly.
         messages: indices of earlier steps whose messages it takes in.
     """
 
     variable: int
-    others: tuple[int, ...]
+    tabled: tuple[int, ...]
+    free: tuple[int, ...]
     coupled: tuple[int, ...]
     messages: tuple[int, ...]
+
+    @property
+    def scope(self) -> tuple[int, ...]:
+        """Dimensions of its message."""
+        return (*self.tabled, *self.free)
 
 
 class CountProgram:
@@ -79,49 +89,63 @@ class CountProgram:
         """Plan the elimination.
 
         Raises:
-            TooWide: every order found needs a table above ``TABLE_LIMIT``.
+            TooWide: the greedy order needs a table above ``TABLE_LIMIT``.
         """
         self.classes = classes
         self._sizes = [len(a) for a in classes.allowed]
         self._counts = [a.astype(np.float64) for a in classes.allowed]
         self._steps = self._plan()
 
+    @property
+    def table_entries(self) -> int:
+        """Entries of all messages together, as they are held during one elimination."""
+        return sum(math.prod(self._sizes[c] for c in s.scope) for s in self._steps)
+
     def _plan(self) -> list[_Step]:
-        """Greedy: eliminate the variable that takes the smallest table."""
+        """Greedy: eliminate the variable that takes the smallest tables."""
         neighbours: list[set[int]] = [set() for _ in self._sizes]
         for a, b in self.classes.edges:
             neighbours[a].add(b)
             neighbours[b].add(a)
-        direct = [set(n) for n in neighbours]
+        direct = [frozenset(n) for n in neighbours]
         scopes: dict[int, tuple[int, ...]] = {}
         steps: list[_Step] = []
         left = set(range(len(self._sizes)))
         while left:
-            size, variable = min((self._work(v, neighbours[v], scopes), v) for v in left)
-            others = tuple(sorted(neighbours[variable]))
-            messages = tuple(k for k, scope in scopes.items() if variable in scope)
+            candidates = (self._step(v, neighbours[v], direct[v] & left, scopes) for v in sorted(left))
+            size, step = min(((self._work(s), s) for s in candidates), key=lambda pair: pair[0])
             if size > TABLE_LIMIT:
                 raise TooWide(f"a table of {size:,} entries is needed, at most {TABLE_LIMIT:,} are allowed")
-            coupled = tuple(sorted(direct[variable] & left))
-            for k in messages:
+            for k in step.messages:
                 del scopes[k]
-            scopes[len(steps)] = others
-            steps.append(_Step(variable, others, coupled, messages))
-            for a, b in itertools.permutations(others, 2):
+            scopes[len(steps)] = step.scope
+            steps.append(step)
+            for a, b in itertools.permutations(step.scope, 2):
                 neighbours[a].add(b)
-            for other in others:
-                neighbours[other].discard(variable)
-            left.remove(variable)
+            for other in step.scope:
+                neighbours[other].discard(step.variable)
+            left.remove(step.variable)
         return steps
 
-    def _work(self, variable: int, others: set[int], scopes: dict[int, tuple[int, ...]]) -> int:
-        """Entries of the largest table that eliminating a variable builds."""
-        size = self._sizes[variable] if any(variable in scope for scope in scopes.values()) else 1
-        return size * math.prod(self._sizes[c] for c in others)
+    @staticmethod
+    def _step(
+        variable: int,
+        others: set[int],
+        coupled: frozenset[int] | set[int],
+        scopes: dict[int, tuple[int, ...]],
+    ) -> _Step:
+        messages = tuple(k for k, scope in scopes.items() if variable in scope)
+        tabled = {c for k in messages for c in scopes[k]} - {variable}
+        return _Step(
+            variable, tuple(sorted(tabled)), tuple(sorted(others - tabled)), tuple(sorted(coupled)), messages
+        )
 
-    def maximise(
-        self, unary: Sequence[FloatArray], couplings: dict[tuple[int, int], float]
-    ) -> tuple[float, IntArray]:
+    def _work(self, step: _Step) -> int:
+        """Entries of the larger of the two tables that a step builds."""
+        rows = math.prod(self._sizes[c] for c in step.tabled)
+        return rows * max(self._sizes[step.variable], math.prod(self._sizes[c] for c in step.free))
+
+    def maximise(self, unary: Sequence[FloatArray], couplings: Couplings) -> tuple[float, IntArray]:
         """``max sum_c unary[c][n_c] + sum_ab couplings[a, b] n_a n_b`` over allowed counts.
 
         Args:
@@ -131,66 +155,59 @@ class CountProgram:
         Returns:
             The maximum and the maximising counts, ``(classes,)``.
         """
-        tables: dict[int, FloatArray] = {}
-        choices: list[IntArray] = []
-        for k, step in enumerate(self._steps):
-            slope = self._slope(step, couplings)
-            table = self._gathered(step, tables)
-            values = unary[step.variable]
-            if table is None:
-                tables[k], choice = self._conjugate(values, self._counts[step.variable], slope)
-            else:
-                total = table + values + slope[..., None] * self._counts[step.variable]
-                choice = total.argmax(-1)
-                tables[k] = np.take_along_axis(total, choice[..., None], -1)[..., 0]
-            choices.append(choice)
-        value = sum(float(tables[k]) for k, step in enumerate(self._steps) if not step.others)
-        return value, self._backtrack(choices)
+        tables: list[FloatArray] = []
+        for step in self._steps:
+            tables.append(self._message(step, self._gathered(step, tables, unary, couplings), couplings))
+        value = sum(float(t) for t, step in zip(tables, self._steps, strict=True) if not step.scope)
+        return value, self._backtrack(tables, unary, couplings)
 
-    def _slope(self, step: _Step, couplings: dict[tuple[int, int], float]) -> FloatArray:
-        """Coefficient of the variable's count as a table over ``others``."""
-        slope = np.zeros([1] * len(step.others))
-        for other in step.coupled:
-            a, b = min(other, step.variable), max(other, step.variable)
-            axis = step.others.index(other)
-            shape = [-1 if k == axis else 1 for k in range(len(step.others))]
-            slope = slope + couplings.get((a, b), 0.0) * self._counts[other].reshape(shape)
-        return np.broadcast_to(slope, [self._sizes[c] for c in step.others])
-
-    def _gathered(self, step: _Step, tables: dict[int, FloatArray]) -> FloatArray | None:
-        """The sum of earlier messages, the variable's own dimension last."""
-        scope = (*step.others, step.variable)
-        total: FloatArray | None = None
+    def _gathered(
+        self, step: _Step, tables: list[FloatArray], unary: Sequence[FloatArray], couplings: Couplings
+    ) -> FloatArray:
+        """All that depends on the variable and its tabled neighbours, the variable's dimension last."""
+        scope = (*step.tabled, step.variable)
+        total = unary[step.variable].reshape([1] * len(step.tabled) + [-1])
         for k in step.messages:
-            earlier = self._steps[k].others
-            order = [c for c in scope if c in earlier]
-            table = tables[k].transpose([earlier.index(c) for c in order])
-            table = table.reshape([self._sizes[c] if c in earlier else 1 for c in scope])
-            total = table if total is None else total + table
+            earlier = self._steps[k].scope
+            table = tables[k].transpose([earlier.index(c) for c in scope if c in earlier])
+            total = total + table.reshape([self._sizes[c] if c in earlier else 1 for c in scope])
+        for other in step.coupled:
+            if other in step.tabled:
+                slope = self._coefficient(step.variable, other, couplings) * self._counts[other]
+                slope = slope.reshape([-1 if c == other else 1 for c in step.tabled])
+                total = total + slope[..., None] * self._counts[step.variable]
         return total
 
-    @staticmethod
-    def _conjugate(values: FloatArray, counts: FloatArray, slope: FloatArray) -> tuple[FloatArray, IntArray]:
-        """``max_n values[n] + slope n`` for each slope, by the upper hull of the values."""
-        hull = _upper_hull(counts, values)
-        steps = -np.diff(values[hull]) / np.diff(counts[hull])
-        choice = hull[np.searchsorted(steps, slope, side="left")]
-        return values[choice] + slope * counts[choice], choice
+    def _message(self, step: _Step, table: FloatArray, couplings: Couplings) -> FloatArray:
+        """The maximum over the variable, ``(tabled..., free...)``."""
+        if not step.free:
+            return np.asarray(table.max(-1))
+        counts = self._counts[step.variable]
+        slopes = [self._coefficient(step.variable, c, couplings) * self._counts[c] for c in step.free]
+        base = np.zeros(1)
+        for part in slopes[:-1]:
+            base = np.add.outer(base, part).ravel()
+        rows = np.ascontiguousarray(table.reshape(-1, len(counts)))
+        out = np.empty((len(rows), len(base), len(slopes[-1])))
+        envelope_maxima(rows, counts, base, slopes[-1], out)
+        return out.reshape([*table.shape[:-1], *(self._sizes[c] for c in step.free)])
 
-    def _backtrack(self, choices: list[IntArray]) -> IntArray:
+    def _backtrack(
+        self, tables: list[FloatArray], unary: Sequence[FloatArray], couplings: Couplings
+    ) -> IntArray:
+        """Choose the variables in reverse order, each given those after it."""
         index = np.zeros(len(self._sizes), np.int64)
-        for step, choice in zip(reversed(self._steps), reversed(choices), strict=True):
-            index[step.variable] = choice[tuple(index[c] for c in step.others)]
+        for step in reversed(self._steps):
+            values = unary[step.variable].copy()
+            for k in step.messages:
+                earlier = self._steps[k].scope
+                values += tables[k][tuple(slice(None) if c == step.variable else index[c] for c in earlier)]
+            for other in step.coupled:
+                slope = self._coefficient(step.variable, other, couplings) * self._counts[other][index[other]]
+                values += slope * self._counts[step.variable]
+            index[step.variable] = int(values.argmax())
         return np.asarray([a[i] for a, i in zip(self.classes.allowed, index.tolist(), strict=True)], np.int64)
 
-
-def _upper_hull(x: FloatArray, y: FloatArray) -> IntArray:
-    """Indices of the points on the upper concave hull, ``x`` ascending."""
-    hull: list[int] = []
-    for k in range(len(x)):
-        while len(hull) > 1 and (y[hull[-1]] - y[hull[-2]]) * (x[k] - x[hull[-2]]) <= (y[k] - y[hull[-2]]) * (
-            x[hull[-1]] - x[hull[-2]]
-        ):
-            hull.pop()
-        hull.append(k)
-    return np.asarray(hull, np.int64)
+    @staticmethod
+    def _coefficient(a: int, b: int, couplings: Couplings) -> float:
+        return couplings.get((min(a, b), max(a, b)), 0.0)

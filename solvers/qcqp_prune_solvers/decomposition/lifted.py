@@ -60,17 +60,14 @@ class LiftedMatrix:
             out -= lift.get((group, group), 0.0) * x[span].sum(0)
         return out
 
-    def full(self, lift: Lift) -> FloatArray:
-        """``H - N 1 1^T`` as a dense matrix."""
-        matrix = np.zeros((self.size, self.size))
-        for (g, h), block in self.blocks.items():
-            matrix[self.spans[g], self.spans[h]] = block
-            matrix[self.spans[h], self.spans[g]] = block.T
-        for (g, h), value in lift.items():
-            matrix[self.spans[g], self.spans[h]] -= value
-            if g != h:
-                matrix[self.spans[h], self.spans[g]] -= value
-        return matrix
+    def scaled_blocks(self, lift: Lift, root: FloatArray) -> dict[tuple[int, int], FloatArray]:
+        """The blocks of ``-diag(root) (H - N 1 1^T) diag(root)``, every diagonal block among them."""
+        blocks = {}
+        for g, h in {*self.blocks, *lift, *((g, g) for g in range(len(self.spans)))}:
+            shape = (int(self.widths[g]), int(self.widths[h]))
+            block = lift.get((g, h), 0.0) - self.blocks.get((g, h), np.zeros(shape))
+            blocks[g, h] = root[self.spans[g], None] * block * root[None, self.spans[h]]
+        return blocks
 
     def weighted_means(self, weights: FloatArray) -> Lift:
         """The mean entry of each block, units weighted."""
@@ -124,7 +121,9 @@ class Oracle:
             for g, coefficient in enumerate(form.linear.tolist()):
                 c = int(self.classes.of_group[g])
                 unary[c] = unary[c] + scale * coefficient * self.classes.allowed[c]
-            for g, h, coefficient in zip(form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True):
+            for g, h, coefficient in zip(
+                form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True
+            ):
                 self._couple(unary, couplings, (g, h), scale * coefficient)
         value, counts = self.counts.maximise(unary, couplings)
         group_counts = counts[self.classes.of_group]
@@ -151,7 +150,11 @@ class Oracle:
         return unary, orders
 
     def _couple(
-        self, unary: list[FloatArray], couplings: dict[tuple[int, int], float], pair: tuple[int, int], value: float
+        self,
+        unary: list[FloatArray],
+        couplings: dict[tuple[int, int], float],
+        pair: tuple[int, int],
+        value: float,
     ) -> None:
         a, b = sorted((int(self.classes.of_group[pair[0]]), int(self.classes.of_group[pair[1]])))
         if a == b:

@@ -137,4 +137,4 @@ class Relaxation:
 def _lifted(lift: Lift, atom: Atom) -> float:
     """``n^T N n / 2``."""
     n = atom.counts
-    return sum(value * n[g] * n[h] * (0.5 if g == h else 1.0) for (g, h), value in lift.items())
+    return float(sum(value * n[g] * n[h] * (0.5 if g == h else 1.0) for (g, h), value in lift.items()))

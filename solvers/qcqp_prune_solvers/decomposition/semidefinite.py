@@ -10,10 +10,13 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.linalg
 
 from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune_solvers.decomposition.block_cholesky import Blocks, elimination_order, factorises
 from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 
 RANK = 16
@@ -58,27 +61,33 @@ def certified(matrix: LiftedMatrix, lift: Lift, weights: FloatArray, diagonal: F
 
     The rise is spread so that each entry costs the same. A factorisation in floating point proves positive
     semidefiniteness up to ``n u`` relative to the diagonal; a rise of that size is added on top.
+
+    References:
+        Rump, "Verification of positive definiteness" (BIT, 2006): from a floating-point factorisation to a proof.
     """
     root = np.sqrt(weights)
-    scaled = -(root[:, None] * matrix.full(lift) * root[None, :])
     base = diagonal * weights
+    blocks = matrix.scaled_blocks(lift, root)
+    order = elimination_order(matrix.widths.tolist(), list(blocks))
     scale = float(np.abs(base).max()) or 1.0
-    rise = 1.2 * max(-_smallest_eigenvalue(scaled, base), 0.0) + 1e-12 * scale
-    while True:
-        trial = scaled.copy()
-        trial[np.diag_indices_from(trial)] += base + rise
-        try:
-            scipy.linalg.cholesky(trial, lower=True, overwrite_a=True, check_finite=False)
-        except np.linalg.LinAlgError:
-            rise = 3.0 * rise + 1e-8 * scale
-            continue
-        rise += 4.0 * len(base) * float(np.finfo(np.float64).eps) * scale
-        return np.asarray((base + rise) / weights)
+    lowest = _smallest_eigenvalue(lambda v: base * v - root * matrix.times(root * v, lift), len(base))
+    rise = 1.2 * max(-lowest, 0.0) + 1e-12 * scale
+    while not factorises(_shifted(matrix, blocks, base + rise), order):
+        rise = 3.0 * rise + 1e-8 * scale
+    rise += 4.0 * len(base) * float(np.finfo(np.float64).eps) * scale
+    return np.asarray((base + rise) / weights)
 
 
-def _smallest_eigenvalue(scaled: FloatArray, base: FloatArray) -> float:
-    """Of ``diag(base) + scaled``, by a few steps of Lanczos: never below the true one, the factorisation decides."""
-    size = len(base)
+def _shifted(matrix: LiftedMatrix, blocks: Blocks, diagonal: FloatArray) -> Blocks:
+    """``diag - blocks``; off-diagonal blocks are shared, their sign with them."""
+    shifted = dict(blocks)
+    for g, span in enumerate(matrix.spans):
+        shifted[g, g] = blocks[g, g] + np.diag(diagonal[span])
+    return shifted
+
+
+def _smallest_eigenvalue(times: Callable[[FloatArray], FloatArray], size: int) -> float:
+    """By a few steps of Lanczos: never below the true one; the factorisation decides."""
     steps = min(LANCZOS_STEPS, size)
     basis = np.zeros((steps, size))
     diagonal, beside = np.zeros(steps), np.zeros(steps)
@@ -86,7 +95,7 @@ def _smallest_eigenvalue(scaled: FloatArray, base: FloatArray) -> float:
     v /= np.linalg.norm(v)
     for k in range(steps):
         basis[k] = v
-        w = base * v + scaled @ v
+        w = times(v)
         diagonal[k] = v @ w
         # Orthogonal to all that came before: without it the small eigenvalues come out several times, none accurate.
         w -= basis[: k + 1].T @ (basis[: k + 1] @ w)
@@ -96,5 +105,7 @@ def _smallest_eigenvalue(scaled: FloatArray, base: FloatArray) -> float:
             steps = k + 1
             break
         v = w / beside[k]
-    ritz = scipy.linalg.eigvalsh_tridiagonal(diagonal[:steps], beside[: steps - 1], select="i", select_range=(0, 0))
+    ritz = scipy.linalg.eigvalsh_tridiagonal(
+        diagonal[:steps], beside[: steps - 1], select="i", select_range=(0, 0)
+    )
     return float(ritz[0])

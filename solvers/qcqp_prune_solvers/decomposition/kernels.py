@@ -1,0 +1,59 @@
+"""The one loop that NumPy cannot express: maxima of concave envelopes along slopes that rise or fall steadily."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from qcqp_prune.program.coefficients import FloatArray
+
+
+@numba.njit(cache=True, nogil=True)
+def envelope_maxima(
+    table: FloatArray, counts: FloatArray, base: FloatArray, last: FloatArray, out: FloatArray
+) -> None:
+    """``out[a, b, c] = max_v table[a, v] + (base[b] + last[c]) counts[v]``.
+
+    For each row the upper concave envelope over the counts is built once; along ``c`` the maximiser moves one way
+    only, so that a pointer finds all of them in one pass.
+
+    Args:
+        table: ``(A, V)``; ``-inf`` where a count is not allowed.
+        counts: ``(V,)`` ascending.
+        base: ``(B,)``.
+        last: ``(C,)`` monotone.
+        out: ``(A, B, C)``, written.
+    """
+    rows, width = table.shape
+    hull = np.empty(width, np.int64)
+    falls = np.empty(width, np.float64)
+    rising = last[-1] >= last[0]
+    for a in range(rows):
+        size = 0
+        for v in range(width):
+            value = table[a, v]
+            while size > 1:
+                i, j = hull[size - 2], hull[size - 1]
+                if (table[a, j] - table[a, i]) * (counts[v] - counts[i]) <= (value - table[a, i]) * (
+                    counts[j] - counts[i]
+                ):
+                    size -= 1
+                else:
+                    break
+            hull[size] = v
+            size += 1
+        # Moving from hull point k to k + 1 pays where the slope exceeds falls[k]; these ascend.
+        for k in range(size - 1):
+            i, j = hull[k], hull[k + 1]
+            falls[k] = (table[a, i] - table[a, j]) / (counts[j] - counts[i])
+        for b in range(base.shape[0]):
+            k = 0 if rising else size - 1
+            for c in range(last.shape[0]):
+                slope = base[b] + last[c]
+                if rising:
+                    while k < size - 1 and slope > falls[k]:
+                        k += 1
+                else:
+                    while k > 0 and slope <= falls[k - 1]:
+                        k -= 1
+                out[a, b, c] = table[a, hull[k]] + slope * counts[hull[k]]

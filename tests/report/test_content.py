@@ -1,0 +1,111 @@
+"""The report survives the way through its file, and a damaged one is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import qcqp_prune as qp
+from qcqp_prune.report import Accuracy, PruneReport
+from qcqp_prune.report.terminal import report_view
+
+
+@pytest.fixture(scope="module")
+def report() -> PruneReport:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    return qp.prune(model, torch.zeros(1, 4), budgets={"macs": "50%", "params": 60}, time_limit=10)[1]
+
+
+def test_round_trip(report: PruneReport, tmp_path: Path) -> None:
+    full = replace(report, accuracy=Accuracy(0.9, 0.4, None, 0.875, 40), training={"epochs": [{"loss": 0.5}]})
+    full.write(tmp_path / "report.json")
+    again = PruneReport.read(tmp_path / "report.json")
+    assert again == full
+    assert again.masks == report.solve.masks
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_the_file_says_what_a_reader_wants(report: PruneReport, tmp_path: Path) -> None:
+    report.write(tmp_path / "report.json")
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["schema"] == 1
+    budget = next(b for b in data["budgets"] if b["resource"] == "macs")
+    assert budget["dense"] == 4 * 6 + 6 * 5 + 5 * 3
+    assert budget["limit"] == 34
+    assert budget["slack"] == budget["limit"] - budget["used"] >= 0
+    for key in ("objective", "bound", "gap", "solver", "version", "options", "seed", "seconds", "trace", "termination"):
+        assert key in data["solve"]
+    assert all(c["predicted"] == c["measured"] for c in data["verification"]["counts"])
+    assert {"name", "inputs", "outputs", "macs", "params", "why_not"} <= data["layers"][0].keys()
+
+
+def test_without_data_there_is_no_accuracy(report: PruneReport) -> None:
+    assert report.accuracy == Accuracy(None, None, None, None, None)
+    assert "accuracy" not in shown(report)
+
+
+def shown(report: PruneReport) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report_view(report))
+    return console.file.getvalue()
+
+
+def test_tables_show_every_layer_budget_and_check(report: PruneReport) -> None:
+    text = shown(replace(report, accuracy=Accuracy(0.9, 0.4, None, 0.875, 40)))
+    used = {line.resource: line.used for line in report.budgets}
+    for words in (
+        "network output",
+        "identity 2 checked",
+        f"macs {used['macs']} = {used['macs']} MACs",
+        "identity 3 checked",
+        "90.00%",
+        "87.50%",
+        report.solve.solver,
+    ):
+        assert words in text
+    for row in report.layers:
+        assert row.name in text
+
+
+def test_no_gap_is_shown_without_a_bound(report: PruneReport) -> None:
+    text = shown(replace(report, solve=replace(report.solve, bound=None)))
+    assert "no valid bound was proved" in text
+    assert "gap " not in text
+
+
+def test_names_are_not_taken_for_markup(report: PruneReport) -> None:
+    row = replace(report.layers[0], name="layer[red]")
+    assert "layer[red]" in shown(replace(report, layers=(row, *report.layers[1:])))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda d: d.update(format="other"), "no report"),
+        (lambda d: d.update(schema=2), "schema 2"),
+        (lambda d: d.pop("budgets"), "incomplete"),
+        (lambda d: d["layers"][0].pop("macs"), "incomplete"),
+        (lambda d: d["layers"][0].update(extra=1), "incomplete"),
+        (lambda d: d["solve"].pop("masks"), "solve report"),
+        (lambda d: d["verification"].pop("counts"), "verification"),
+    ],
+)
+def test_damage_is_refused(report: PruneReport, damage: Callable[[dict], None], words: str) -> None:
+    data = json.loads(json.dumps(report.to_json()))
+    damage(data)
+    with pytest.raises(qp.PlanError, match=words):
+        PruneReport.from_json(data)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(qp.PlanError, match="no file"):
+        PruneReport.read(tmp_path / "report.json")
