@@ -4,7 +4,7 @@
 
 The same from the command line:
 
-    qcqp-prune trace examples/custom_model.py:SqueezeNet --input-shape 1,3,32,32 -o graph.json
+    qcqp-prune trace examples/custom_model.py:GatedNet --input-shape 1,3,32,32 -o graph.json
     qcqp-prune solve graph.json --budget macs=40% --budget params=50% -o masks.json
     qcqp-prune shrink graph.json masks.json -o small
 """
@@ -33,10 +33,10 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.up(torch.relu(self.down(squeezed))))
 
 
-class SqueezeNet(nn.Module):
+class GatedNet(nn.Module):
     """Two branches that are concatenated, gated, and added back to the stream."""
 
-    def __init__(self, width: int = 32, classes: int = 10) -> None:
+    def __init__(self, width: int = 16, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -54,12 +54,12 @@ class SqueezeNet(nn.Module):
 
 def main() -> None:
     torch.manual_seed(0)
-    model = SqueezeNet()
+    model = GatedNet()
     small, report = qp.prune(
         model,
         torch.randn(1, 3, 32, 32),
         budgets={"macs": "40%", "params": "50%"},
-        min_keep={"stem.0": 8},
+        min_keep={"stem.0": 4},
         time_limit=20,
     )
     for line in report.budgets:
@@ -69,7 +69,7 @@ def main() -> None:
         print(f"{row.name:10} {row.inputs} -> {row.outputs} {row.why_not or ''}")
     with tempfile.TemporaryDirectory() as folder:
         saved = qp.save(small, Path(folder) / "small", graph=report.graph, masks=report.masks)
-        again = qp.load(saved, SqueezeNet)
+        again = qp.load(saved, GatedNet)
         x = torch.randn(4, 3, 32, 32)
         print("loaded network computes the same:", torch.equal(small.eval()(x), again.eval()(x)))
 

@@ -23,7 +23,7 @@ from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.graph.trace import canonical_names, eval_mode, export
+from qcqp_prune.graph.export import canonical_names, eval_mode, export
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
 Hook = Callable[[Node, Any], None]
@@ -120,6 +120,10 @@ def exported_module(program: ExportedProgram) -> GraphModule:
     guards = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     module = program.module(**guards)
     assert isinstance(module, GraphModule)
+    # Assertions on dtypes, which a comparison in double precision would break.
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)
+    module.recompile()
     return module
 
 
@@ -149,7 +153,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:
         return rule(node.target, args, kwargs)
-    if any(v.mask is not None for v in values):
+    if any(v.mask is not None and not bool(v.mask.all()) for v in values):
         raise UnsupportedOpError(
             f"{name} has no mask-aware version, yet something that it reads is pruned: pass its layers in ignored_layers"
         )

@@ -228,7 +228,9 @@ def _require_dense(dense: nn.Module, plan: Plan) -> None:
     ]
     # One of each kind first: a wrapped model shows in the names that are missing beside those that are too many.
     problems = [p for row in zip_longest(shapes, missing, extra, ties) for p in row if p is not None]
-    _refuse(problems, f"the model ({type(dense).__name__}) is not the one that was pruned ({plan.graph.model})")
+    _refuse(
+        problems, f"the model ({type(dense).__name__}) is not the one that was pruned ({plan.graph.model})"
+    )
 
 
 def _fill(small: nn.Module, plan: Plan, weights: Mapping[str, Tensor]) -> None:

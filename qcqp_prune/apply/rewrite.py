@@ -20,7 +20,7 @@ from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.ops import joins, norms, pooling
-from qcqp_prune.graph.trace import export
+from qcqp_prune.graph.export import export
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
 _LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
@@ -111,6 +111,8 @@ def _rooted(module: GraphModule, small: nn.Module) -> GraphModule:
     root = nn.Module()
     for node in module.graph.find_nodes(op="call_module"):
         _place(root, node.target, small.get_submodule(node.target))
+    for name, tensor in [*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)]:
+        _place(root, name, tensor)  # unused ones too: they belong to the state dict
     for node in module.graph.find_nodes(op="get_attr"):
         if not node.users:
             module.graph.erase_node(node)
@@ -149,7 +151,7 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
     elif name == "unflatten":
         dim = int(node.args[1]) % (len(out) - len(node.args[2]) + 1)  # type: ignore[arg-type]
         _set(node, 2, _sizes(node.args[2], out[dim:]))
-    elif name in ("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split"):
+    elif name in ("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split"):
         _patch_split(node, out)
     elif name in ("slice", "narrow"):
         _patch_slice(node, kept, name)

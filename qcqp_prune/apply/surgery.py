@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,7 @@ def copied(model: nn.Module) -> nn.Module:
     """
     try:
         return copy.deepcopy(model)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, pickle.PickleError) as error:
         raise MaskMismatchError(
             f"the model cannot be copied ({error}): rebuild it with its constructor and load its state dict before pruning"
         ) from error

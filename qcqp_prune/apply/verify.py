@@ -14,7 +14,7 @@ from qcqp_prune.apply.verification import Count
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
-from qcqp_prune.graph.trace import eval_mode, export
+from qcqp_prune.graph.export import eval_mode, export
 from qcqp_prune.program.problem import Resource
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

@@ -20,6 +20,7 @@ from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, grou
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
+from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import Handler, Walk, is_pointwise, op_name
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def trace(
 def _walk(walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str], table: Mapping[str, Handler]) -> None:
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            walk.set_axes(node, _placeholder(walk, program, node, placeholders))
+            is_input = node.name in program.graph_signature.user_inputs
+            walk.set_axes(node, _placeholder(walk, node, placeholders, is_input=is_input), is_input=is_input)
         elif node.op == "output":
             walk.freeze_inputs(node, "network output")
         elif node.op == "call_function":
@@ -80,7 +82,7 @@ def _walk(walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str],
             walk.set_axes(node, [])
 
 
-def _placeholder(walk: Walk, program: ExportedProgram, node: Node, placeholders: Mapping[str, str]) -> Axes:
+def _placeholder(walk: Walk, node: Node, placeholders: Mapping[str, str], *, is_input: bool) -> Axes:
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return []
@@ -89,7 +91,6 @@ def _placeholder(walk: Walk, program: ExportedProgram, node: Node, placeholders:
         if name not in walk.tensor_axes:
             walk.tensor_axes[name] = [walk.table.fresh(int(size)) for size in value.shape]
         return list(walk.tensor_axes[name])
-    is_input = node.name in program.graph_signature.user_inputs
     reason = "network input" if is_input else "a constant written into forward"
     axes: Axes = [walk.table.fresh(int(size)) for size in value.shape]
     for labels in axes:
@@ -108,12 +109,7 @@ def _call(walk: Walk, node: Node, table: Mapping[str, Handler]) -> Axes | list[A
         handler = pointwise
     if handler is not None:
         return handler(walk, node)
-    if name not in {note.text for note in walk.notes}:
-        walk.note(node, f"no handler for {name}: what it reads is kept whole")
-    walk.freeze_inputs(node, f"read by {name}, which has no handler")
-    tensors = value if isinstance(value, list | tuple) else [value]
-    untracked: list[Axes] = [[None] * v.ndim if isinstance(v, torch.Tensor) else [] for v in tensors]
-    return untracked if many else untracked[0]
+    return kept_whole(walk, node)
 
 
 def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
@@ -124,9 +120,12 @@ def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
     seen: dict[str, int] = {}
     layers = []
     for found in walk.layers:
-        owners = [alias.rpartition(".")[0] for alias in aliases.get(found.weight, [found.node.name])]
         path = walk.module_path(found.node)
-        base = path if path in owners else (owners[0] or found.weight)
+        owners = [alias.rpartition(".")[0] for alias in aliases.get(found.weight, [])]
+        if found.weight:
+            base = path if path in owners else (owners[0] or found.weight)
+        else:
+            base = f"{path}.{found.op}" if path else found.op
         seen[base] = seen.get(base, 0) + 1
         name = base if seen[base] == 1 else f"{base}@{seen[base]}"
         layers.append(NamedLayer(name, found.in_labels, found.out_labels))

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes, Labels, LabelTable
 from qcqp_prune.graph.channels import IntArray, Note
+
+_ANCESTORS = 64
 
 Handler = Callable[["Walk", Node], "Axes | list[Axes]"]
 """Says how labels flow through one operator: labels of its output, or of each output where it gives a sequence."""
@@ -70,6 +73,7 @@ class Walk:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._tensors = tensors
         self._axes: dict[Node, Axes | list[Axes]] = {}
+        self._fed: set[Node] = set()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -102,15 +106,35 @@ class Walk:
         return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
 
     def parameter(self, node: Any) -> str | None:
-        """State-dict name of a parameter or buffer, seen through copies and pointwise changes of the same shape."""
-        seen = 0
-        while isinstance(node, Node) and seen < 32:
-            if node.name in self._tensors:
-                return self._tensors[node.name]
-            shape = self.shape(node)
-            sources = [n for n in self.tensor_inputs(node) if self.shape(n) == shape]
-            node, seen = (sources[0] if sources else None), seen + 1
+        """State-dict name of the parameter or buffer that a tensor is, or is computed from position by position.
+
+        Seen through anything that gives the same shape with every position where it was: a transposed square matrix
+        is not its parameter.
+        """
+        front, seen = [node], 0
+        while front and seen < _ANCESTORS:
+            current, seen = front.pop(0), seen + 1
+            if current.name in self._tensors and self._same_layout(current, node):
+                return self._tensors[current.name]
+            front += self.tensor_inputs(current)
         return None
+
+    def _same_layout(self, a: Node, b: Node) -> bool:
+        if a is b:
+            return True
+        if self.shape(a) != self.shape(b):
+            return False
+        classes = self.table.classes()
+        pairs = zip(self.axes(a), self.axes(b), self.shape(a), strict=True)
+        return all(
+            size == 1 or (x is not None and y is not None and np.array_equal(classes[x], classes[y]))
+            for d, (x, y, size) in enumerate(pairs)
+            if d < 2
+        )
+
+    def is_fed(self, node: Node) -> bool:
+        """Whether a node depends on an input of the network, and so grows with the batch."""
+        return any(n in self._fed for n in node.all_input_nodes)
 
     def module_path(self, node: Node) -> str:
         """Path of the module in whose ``forward`` the operator stands."""
@@ -119,8 +143,11 @@ class Walk:
 
     # -- recording ----------------------------------------------------------------------------------------------
 
-    def set_axes(self, node: Node, axes: Axes | list[Axes]) -> None:
+    def set_axes(self, node: Node, axes: Axes | list[Axes], *, is_input: bool = False) -> None:
+        """Store what a handler said of a node."""
         self._axes[node] = axes
+        if is_input or self.is_fed(node):
+            self._fed.add(node)
 
     def raw_axes(self, node: Node) -> Axes | list[Axes]:
         """Labels as stored: of one tensor, or of each of a sequence."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -83,9 +84,13 @@ class PairwiseForm:
         return self.constant + float(self.unary[mask].sum()) + sum(t.evaluate(mask) for t in self.pairs)
 
 
+Shares = tuple[tuple[int, int], ...]
+"""A sum of counts ``sum_g share n_g``: pairs ``(group, share)``, ascending; shares have no common factor."""
+
+
 @dataclass(frozen=True, eq=False)
 class CountForm:
-    """An exact integer resource: ``constant + linear . n + sum_q coefs[q] n[rows[q]] n[cols[q]]``.
+    """An exact integer resource: ``constant + linear . n + sum of products of two sums of counts``.
 
     ``n`` holds the kept count of each group. All coefficients are non-negative, so a use never falls when more is
     kept; the feasibility range depends on it.
@@ -93,43 +98,67 @@ class CountForm:
     Attributes:
         constant: cost of what cannot be removed.
         linear: ``(group_count,) int64``.
-        rows, cols, coefs: ``(q,) int64`` each, ``rows <= cols``, each pair once.
+        products: ``(coefficient, first, second)``, each pair of sums once. A layer that reads a concatenation has one
+            product of its outputs with the sum of its inputs' groups: solvers use that structure.
     """
 
     constant: int
     linear: IntArray
-    rows: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    cols: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    coefs: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    products: tuple[tuple[int, Shares, Shares], ...] = ()
+
+    @cached_property
+    def _expanded(self) -> tuple[IntArray, IntArray, IntArray]:
+        pairs: dict[tuple[int, int], int] = {}
+        for coefficient, first, second in self.products:
+            for g, a in first:
+                for h, b in second:
+                    key = (min(g, h), max(g, h))
+                    pairs[key] = pairs.get(key, 0) + coefficient * a * b
+        index = np.asarray(sorted(pairs), np.int64).reshape(-1, 2)
+        return index[:, 0], index[:, 1], np.asarray([pairs[key] for key in sorted(pairs)], np.int64)
+
+    @property
+    def rows(self) -> IntArray:
+        """First group of each product of two counts, all sums multiplied out; ``rows <= cols``, each pair once."""
+        return self._expanded[0]
+
+    @property
+    def cols(self) -> IntArray:
+        """Second group of each product of two counts."""
+        return self._expanded[1]
+
+    @property
+    def coefs(self) -> IntArray:
+        """Coefficient of each product of two counts."""
+        return self._expanded[2]
 
     def evaluate(self, counts: npt.ArrayLike) -> int:
         """The use at kept counts ``(group_count,)``, an exact Python integer."""
         n = np.asarray(counts, dtype=np.int64)
         return int(self.constant) + int(self.linear @ n) + int(self.coefs @ (n[self.rows] * n[self.cols]))
 
-    @cached_property
+    @property
     def is_linear(self) -> bool:
         """Whether it has no product of two counts."""
-        return len(self.coefs) == 0
+        return not self.products
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``."""
-        arrays = {key: getattr(self, key).tolist() for key in ("linear", "rows", "cols", "coefs")}
-        return {"constant": int(self.constant), **arrays}
+        return {"constant": int(self.constant), "linear": self.linear.tolist(), "products": self.products}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CountForm:
         """The inverse of ``to_json``."""
-        arrays = {key: np.asarray(data[key], np.int64) for key in ("linear", "rows", "cols", "coefs")}
-        return cls(constant=int(data["constant"]), **arrays)
+        products = tuple((int(c), _shares(dict(a)), _shares(dict(b))) for c, a, b in data["products"])
+        return cls(int(data["constant"]), np.asarray(data["linear"], np.int64), products)
 
 
 class CountFormBuilder:
-    """Collects the terms of a ``CountForm``; equal pairs are added up."""
+    """Collects the terms of a ``CountForm``; equal products are added up."""
 
     def __init__(self, group_count: int) -> None:
         self._linear = np.zeros(group_count, np.int64)
-        self._pairs: dict[tuple[int, int], int] = {}
+        self._products: dict[tuple[Shares, Shares], int] = {}
         self._constant = 0
 
     def add_constant(self, value: int) -> None:
@@ -143,17 +172,21 @@ class CountFormBuilder:
 
     def add_product(self, coefficient: int, first: Mapping[int, int], second: Mapping[int, int]) -> None:
         """Add ``coefficient * (sum_g first[g] n_g) * (sum_h second[h] n_h)``."""
-        for g, a in first.items():
-            for h, b in second.items():
-                key = (min(g, h), max(g, h))
-                self._pairs[key] = self._pairs.get(key, 0) + coefficient * a * b
+        if not first or not second or not coefficient:
+            return
+        scales = [math.gcd(*axis.values()) for axis in (first, second)]
+        sums = [_shares({g: n // k for g, n in axis.items()}) for axis, k in zip((first, second), scales, strict=True)]
+        key = (min(sums), max(sums))
+        self._products[key] = self._products.get(key, 0) + coefficient * scales[0] * scales[1]
 
     def build(self) -> CountForm:
         """The form of all terms added so far."""
-        keys = sorted(key for key, value in self._pairs.items() if value)
-        index = np.asarray(keys, np.int64).reshape(-1, 2)
-        coefs = np.asarray([self._pairs[key] for key in keys], np.int64)
-        return CountForm(self._constant, self._linear, index[:, 0], index[:, 1], coefs)
+        products = tuple((c, first, second) for (first, second), c in sorted(self._products.items()) if c)
+        return CountForm(self._constant, self._linear, products)
+
+
+def _shares(axis: Mapping[int, int]) -> Shares:
+    return tuple(sorted((int(g), int(n)) for g, n in axis.items() if n))
 
 
 def sum_forms(forms: Iterable[PairwiseForm]) -> PairwiseForm:

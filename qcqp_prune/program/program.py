@@ -211,16 +211,13 @@ def _restrict(form: CountForm, index: dict[int, int], widths: list[int]) -> Coun
             builder.add_counts(coefficient, {index[g]: 1})
         else:
             builder.add_constant(coefficient * widths[g])
-    for g, h, coefficient in zip(form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True):
-        free = [index[k] for k in (g, h) if k in index]
-        fixed = [widths[k] for k in (g, h) if k not in index]
-        scale = coefficient * int(np.prod(fixed, dtype=np.int64))
-        if len(free) == 2:
-            builder.add_product(scale, {free[0]: 1}, {free[1]: 1})
-        elif free:
-            builder.add_counts(scale, {free[0]: 1})
-        else:
-            builder.add_constant(scale)
+    for coefficient, *sums in form.products:
+        parts = [{index[g]: share for g, share in shares if g in index} for shares in sums]
+        fixed = [sum(share * widths[g] for g, share in shares if g not in index) for shares in sums]
+        builder.add_product(coefficient, parts[0], parts[1])
+        builder.add_counts(coefficient * fixed[1], parts[0])
+        builder.add_counts(coefficient * fixed[0], parts[1])
+        builder.add_constant(coefficient * fixed[0] * fixed[1])
     return builder.build()
 
 

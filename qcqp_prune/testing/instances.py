@@ -123,7 +123,7 @@ def _ties(s: Sketch) -> None:
 
 
 def _self_pairs(s: Sketch) -> None:
-    first, second = s.group(4), s.group(4)
+    first, second = s.group(5, multiple_of=2), s.group(4)
     s.layer(first, first)
     s.layer(first, second)
     s.products.append((second, second, 9))

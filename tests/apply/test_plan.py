@@ -25,7 +25,9 @@ from qcqp_prune.storage import digest_of
 class Chain(nn.Module):
     """Two convolutions with a batch norm, a flatten and a classifier; one buffer stays out of the state dict."""
 
-    def __init__(self, classes: int = 3, width: int = 6, activation: Callable[[Tensor], Tensor] = torch.relu) -> None:
+    def __init__(
+        self, classes: int = 3, width: int = 6, activation: Callable[[Tensor], Tensor] = torch.relu
+    ) -> None:
         super().__init__()
         self.a = nn.Conv2d(2, width, 3, padding=1)
         self.bn = nn.BatchNorm2d(width)
@@ -106,9 +108,13 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [Chain, Sliced, Tied])
 @pytest.mark.parametrize("realisation", ["auto", "graph"])
-def test_a_loaded_network_computes_the_same_bits(tmp_path: Path, kind: type[nn.Module], realisation: str) -> None:
+def test_a_loaded_network_computes_the_same_bits(
+    tmp_path: Path, kind: type[nn.Module], realisation: str
+) -> None:
     small, graph, masks = cut(kind, realisation)
-    with torch.no_grad():  # stands for finetuning: the weights to be stored are not those of the dense network
+    with (
+        torch.no_grad()
+    ):  # stands for finetuning: the weights to be stored are not those of the dense network
         for parameter in small.parameters():
             parameter.add_(0.01)
     save(small, tmp_path / "small", graph=graph, masks=masks)
@@ -116,7 +122,9 @@ def test_a_loaded_network_computes_the_same_bits(tmp_path: Path, kind: type[nn.M
     again = load(tmp_path / "small", kind)
     x = torch.randn(7, *INPUTS[kind].shape[1:])
     assert torch.equal(again.eval()(x), small.eval()(x))
-    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in small.named_parameters()}
+    assert {n: p.shape for n, p in again.named_parameters()} == {
+        n: p.shape for n, p in small.named_parameters()
+    }
 
 
 def test_loading_leaves_a_given_model_alone_and_keeps_the_mode(saved: Path) -> None:

@@ -14,7 +14,9 @@ from qcqp_prune.report import budget_lines, feasible_ranges
 
 def chain() -> nn.Sequential:
     """2 -> 4 -> 3 -> 2 features: 2*4 + 4*3 + 3*2 = 26 MACs, the same number of parameters."""
-    return nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False))
+    return nn.Sequential(
+        nn.Linear(2, 4, bias=False), nn.Linear(4, 3, bias=False), nn.Linear(3, 2, bias=False)
+    )
 
 
 def test_ranges() -> None:

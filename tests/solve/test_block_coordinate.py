@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,25 @@ def test_moves_keep_value_gradient_and_use_exact(structure: str) -> None:
         counts = program.counts(state.x)
         used = [c.form.evaluate(counts) - c.form.constant for c in program.constraints]
         assert state.used.tolist() == used
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_fill_takes_a_step_that_fits_exactly(structure: str) -> None:
+    """Budgets are set to the use of a point one step above the least counts: the fill must not stop short of it."""
+    program = Program.from_problem(random_problem(2, structure))
+    least = np.zeros(program.size, np.bool_)
+    for group in program.groups:
+        least[group.start : group.start + group.counts[0]] = True
+    for tie in sorted({g.tie for g in program.groups}):
+        counts = program.counts(least)
+        members = [k for k, g in enumerate(program.groups) if g.tie == tie]
+        counts[members] = program.groups[members[0]].counts[1]
+        exact = [replace(c, limit=c.form.evaluate(counts)) for c in program.constraints]
+        tight = replace(program, constraints=tuple(exact), linear=np.abs(program.linear) + 10)
+        state = State(Structure.of(tight), least)
+        assert (tie, True) in [(t, gain > 0) for t, gain in addable_steps(tight, least)]
+        fill(state)
+        assert addable_steps(tight, state.x) == []
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -59,6 +59,16 @@ def test_time_limit_is_kept_and_reported(solver: str) -> None:
     assert report.bound is None or report.bound >= report.objective
 
 
+@pytest.mark.parametrize("solver", ["scip", "highs", "pyomo"])
+def test_work_limit_is_kept_and_reported(solver: str) -> None:
+    problem = chain_problem("tiny")
+    start = solve(problem, "block_coordinate", options=SolveOptions(work_limit=1))
+    report = solve(problem, solver, warm_start=start, options=SolveOptions(work_limit=2, gap_limit=0.0))
+    assert report.termination.reason is Reason.WORK_LIMIT
+    assert report.statistics is not None
+    assert report.statistics.get(f"{solver}.nodes", 0) <= 3
+
+
 @pytest.mark.parametrize("solver", ["scip", "highs", "block_coordinate"])
 def test_same_seed_and_work_same_masks(solver: str) -> None:
     problem = chain_problem("tiny")

@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
 import qcqp_prune_solvers.decomposition.backend as backend_module
 from qcqp_prune.errors import SolverIncapableError
+from qcqp_prune.program.forms import Shares
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import Reason
 from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaustive, random_problem
-from qcqp_prune_solvers.decomposition import count_program
-from qcqp_prune_solvers.decomposition.block_cholesky import elimination_order, factorises
+from qcqp_prune_solvers.decomposition import elimination
 from qcqp_prune_solvers.decomposition.backend import DecompositionBackend
-from qcqp_prune_solvers.decomposition.count_program import Classes, CountProgram, TooWide
-from qcqp_prune_solvers.decomposition.lifted import LiftedMatrix
+from qcqp_prune_solvers.decomposition.block_cholesky import elimination_order, factorises
+from qcqp_prune_solvers.decomposition.count_program import CountProgram
+from qcqp_prune_solvers.decomposition.couplings import Coupling, Couplings
+from qcqp_prune_solvers.decomposition.elimination import TooWide
+from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 from qcqp_prune_solvers.decomposition.master import best_mixture
 from qcqp_prune_solvers.decomposition.relaxation import Multipliers, Relaxation
 from qcqp_prune_solvers.decomposition.semidefinite import certified
 
 
-def full(matrix: LiftedMatrix, lift: dict[tuple[int, int], float]) -> np.ndarray:
-    """``H - N 1 1^T`` entry by entry."""
+def full(matrix: LiftedMatrix, lift: Lift | None = None) -> np.ndarray:
+    """``H - N 1 1^T`` entry by entry, ``N`` from its definition ``n^T N n / 2 = sum of products``."""
     dense = np.zeros((matrix.size, matrix.size))
     for (g, h), block in matrix.blocks.items():
         dense[matrix.spans[g], matrix.spans[h]] = block
         dense[matrix.spans[h], matrix.spans[g]] = block.T
-    for g, h in {tuple(pair) for key in lift for pair in (key, key[::-1])}:
-        dense[matrix.spans[g], matrix.spans[h]] -= lift[min(g, h), max(g, h)]
+    if lift is not None:
+        for value, item in zip(lift.values, matrix.couplings.items, strict=True):
+            sides = [np.zeros(matrix.size), np.zeros(matrix.size)]
+            for side, shares in zip(sides, (item.first, item.second), strict=True):
+                for g, share in shares:
+                    side[matrix.spans[g]] = share
+            dense -= value * (np.outer(*sides) + np.outer(*sides[::-1]))
     return dense
+
+
+def random_lift(matrix: LiftedMatrix, rng: np.random.Generator) -> Lift:
+    return matrix.lift(rng.normal(size=len(matrix.couplings.items)))
 
 
 @pytest.mark.parametrize("structure", sorted(STRUCTURES))
@@ -60,7 +73,7 @@ def test_every_step_is_a_bound_also_with_arbitrary_multipliers() -> None:
         relaxation = Relaxation(program, start, 0)
         for step in itertools.islice(relaxation.steps(), 5):
             assert step.bound >= best
-        lift = {pair: float(rng.normal()) for pair in relaxation.matrix.blocks}
+        lift = random_lift(relaxation.matrix, rng)
         weights = rng.uniform(0.1, 1.0, program.size)
         diagonal = certified(relaxation.matrix, lift, weights, rng.uniform(0, 0.1, program.size))
         prices = rng.uniform(0, 2, len(program.constraints))
@@ -71,7 +84,7 @@ def test_every_step_is_a_bound_also_with_arbitrary_multipliers() -> None:
 def test_certified_diagonal_makes_the_matrix_semidefinite() -> None:
     program = Program.from_problem(random_problem(1, "residual"))
     matrix = LiftedMatrix(program)
-    lift = matrix.weighted_means(np.ones(program.size))
+    lift = matrix.fitted_lift(np.ones(program.size))
     diagonal = certified(matrix, lift, np.full(program.size, 0.25), np.zeros(program.size))
     smallest = np.linalg.eigvalsh(np.diag(diagonal) - full(matrix, lift))[0]
     assert smallest >= -1e-12 * np.abs(diagonal).max()
@@ -83,33 +96,71 @@ def test_products_agree_with_the_dense_matrix() -> None:
     program = Program.from_problem(random_problem(0, "self_pairs"))
     matrix = LiftedMatrix(program)
     rng = np.random.default_rng(0)
-    lift = {pair: float(rng.normal()) for pair in matrix.blocks} | {(0, 0): 0.7}
+    lift = random_lift(matrix, rng)
     x = rng.normal(size=(program.size, 3))
     np.testing.assert_allclose(matrix.times(x, lift), full(matrix, lift) @ x, rtol=1e-12)
     mask = rng.random(program.size) < 0.5
     coupling = program.objective(mask) - program.constant - program.linear[mask].sum()
-    assert coupling == pytest.approx(float(mask @ full(matrix, {}) @ mask) / 2)
+    assert coupling == pytest.approx(float(mask @ full(matrix) @ mask) / 2)
+
+
+def sums(rng: np.random.Generator, size: int) -> tuple[tuple[int, int], ...]:
+    chosen = np.sort(rng.choice(size, size=rng.integers(1, min(size, 4) + 1), replace=False)).tolist()
+    shares = [int(s) for s in rng.integers(1, 4, len(chosen))]
+    common = math.gcd(*shares)
+    return tuple((c, share // common) for c, share in zip(chosen, shares, strict=True))
+
+
+def random_couplings(rng: np.random.Generator) -> Couplings:
+    """Up to five classes, and products of sums of them: concatenations, overlaps, squares."""
+    size = int(rng.integers(1, 6))
+    allowed = tuple(np.sort(rng.choice(7, size=rng.integers(2, 5), replace=False)) for _ in range(size))
+    found: dict[tuple[Shares, Shares], None] = {}
+    for _ in range(int(rng.integers(1, 7))):
+        a, b = sorted((sums(rng, size), sums(rng, size)))
+        found[a, b] = None
+    items = tuple(Coupling(a, b, a, b, 1) for a, b in found)
+    return Couplings(np.arange(size), allowed, items, {key: k for k, key in enumerate(found)})
+
+
+def worth(couplings: Couplings, unary: list[np.ndarray], values: np.ndarray, n: tuple[int, ...]) -> float:
+    own = sum(u[int(np.flatnonzero(a == k)[0])] for u, a, k in zip(unary, couplings.allowed, n, strict=True))
+    return float(own + couplings.products(np.asarray(n)) @ values)
 
 
 def test_count_program_equals_enumeration() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(40):
-        size = int(rng.integers(1, 6))
-        allowed = tuple(np.sort(rng.choice(9, size=rng.integers(2, 6), replace=False)) for _ in range(size))
-        edges = tuple(e for e in itertools.combinations(range(size), 2) if rng.random() < 0.6)
-        plan = CountProgram(Classes(np.arange(size), allowed, edges))
-        unary = [rng.normal(size=len(a)) * 10 for a in allowed]
-        couplings = {e: float(rng.normal()) for e in edges}
+    for _ in range(150):
+        couplings = random_couplings(rng)
+        plan = CountProgram(couplings)
+        unary = [rng.normal(size=len(a)) * 10 for a in couplings.allowed]
+        values = rng.normal(size=len(couplings.items))
 
-        def worth(n: tuple[int, ...]) -> float:
-            own = sum(u[int(np.flatnonzero(a == k)[0])] for u, a, k in zip(unary, allowed, n, strict=True))
-            return float(own) + sum(c * n[a] * n[b] for (a, b), c in couplings.items())
+        value, counts = plan.maximise(unary, values)
+        choices = itertools.product(*(a.tolist() for a in couplings.allowed))
+        assert value == pytest.approx(max(worth(couplings, unary, values, n) for n in choices))
+        assert worth(couplings, unary, values, tuple(counts.tolist())) == pytest.approx(value)
 
-        value, counts = plan.maximise(unary, couplings)
-        assert value == pytest.approx(
-            max(worth(n) for n in itertools.product(*(a.tolist() for a in allowed)))
+
+def test_long_concatenations_stay_narrow() -> None:
+    """DenseNet: layer l reads the sum of all before it; pairs of groups would need a table over all of them."""
+    couplings, items = 12, []
+    for layer in range(1, couplings):
+        before = tuple((2 * k, 1) for k in range(layer))
+        inner, out = ((2 * layer - 1, 1),), ((2 * layer, 1),)
+        items += [(before, inner), (inner, out)]
+    found = {(min(a, b), max(a, b)): None for a, b in items}
+    allowed = tuple(np.arange(9) for _ in range(2 * couplings - 1))
+    program = CountProgram(
+        Couplings(
+            np.arange(len(allowed)),
+            allowed,
+            tuple(Coupling(a, b, a, b, 1) for a, b in found),
+            dict.fromkeys(found, 0),
         )
-        assert worth(tuple(counts.tolist())) == pytest.approx(value)
+    )
+    # Sums of at most 12 groups of 8 channels: 97 values, so tables of two of them.
+    assert program.table_entries <= 40 * 97 * 97
 
 
 def test_block_factorisation_decides_definiteness() -> None:
@@ -170,9 +221,9 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         DecompositionBackend().solve(program, SolveOptions())
     assert DecompositionBackend().outlook(program) is None
     monkeypatch.undo()
-    monkeypatch.setattr(count_program, "TABLE_LIMIT", 5)
+    monkeypatch.setattr(elimination, "TABLE_LIMIT", 5)
     with pytest.raises(TooWide):
-        CountProgram(Classes.of(program))
+        CountProgram(Couplings.of(program))
     with pytest.raises(SolverIncapableError, match="coupled too densely"):
         DecompositionBackend().solve(program, SolveOptions())
 

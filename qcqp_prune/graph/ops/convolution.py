@@ -11,6 +11,8 @@ from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk
 
+UNFOLLOWED_WEIGHT = "its weight is computed in a way that no handler could follow"
+
 
 def convolution(walk: Walk, node: Node) -> Axes:
     """Any convolution: output channels are new units, input channels are those that it reads."""
@@ -21,11 +23,12 @@ def convolution(walk: Walk, node: Node) -> Axes:
     out_shape, weight_shape = walk.shape(node), walk.shape(weight)
     channel = len(out_shape) - (len(weight_shape) - 2) - 1
     in_labels = _readable(walk, node, source, channel)
+    _keep_others(walk, source, channel, "a convolution slides along it")
     kernel = math.prod(weight_shape[2:])
     if groups == 1:
         out_dim, in_dim = (1, 0) if transposed else (0, 1)
         out_labels = _produced(walk, weight, out_dim, node)
-        walk.table.merge(walk.axis(weight, in_dim), in_labels, "")
+        walk.table.merge(walk.axis(weight, in_dim), in_labels, UNFOLLOWED_WEIGHT)
     else:
         out_labels = _grouped(walk, node, weight, in_labels, groups)
     positions = math.prod(out_shape) // out_shape[channel]
@@ -55,8 +58,9 @@ def linear(walk: Walk, node: Node) -> Axes:
     if len(walk.shape(weight)) != 2:
         walk.freeze_inputs(node, "read by a linear map with a weight that is not a matrix")
         return [None] * len(out_shape)
+    _keep_others(walk, source, -1, "a linear map over another dimension is applied at each of its positions")
     out_labels = _produced(walk, weight, 0, node)
-    walk.table.merge(walk.axis(weight, 1), in_labels, "")
+    walk.table.merge(walk.axis(weight, 1), in_labels, UNFOLLOWED_WEIGHT)
     positions = math.prod(out_shape) // out_shape[-1]
     walk.layers.append(
         FoundLayer(
@@ -84,7 +88,7 @@ def bias(walk: Walk, node: Node | None, labels: IntArray) -> None:
 
 def per_sample(walk: Walk, node: Node, total: int) -> int:
     """A count for one sample; what does not grow with the batch is counted whole, and said so."""
-    if total % walk.batch == 0:
+    if walk.is_fed(node) and total % walk.batch == 0:
         return total // walk.batch
     walk.note(node, "does not scale with the batch: its cost is counted whole for each sample")
     return total
@@ -95,15 +99,23 @@ def _readable(walk: Walk, node: Node, source: Node, dim: int) -> IntArray:
     labels = walk.axis(source, dim)
     if labels is None:
         labels = walk.table.fresh(walk.shape(source)[dim])
-        walk.table.freeze(labels, "reads a dimension that no handler could follow")
+        walk.table.freeze(labels, "reads a dimension that carries no channels, or that no handler could follow")
     return labels
+
+
+def _keep_others(walk: Walk, source: Node, dim: int, reason: str) -> None:
+    """Keep every dimension but one: the cost of a layer is a product of its two sides only."""
+    axes = walk.axes(source)
+    for d, labels in enumerate(axes):
+        if d != dim % len(axes):
+            walk.table.freeze(labels, reason)
 
 
 def _produced(walk: Walk, weight: Node, dim: int, node: Node) -> IntArray:
     labels = walk.axis(weight, dim)
     if labels is None:
         labels = walk.table.fresh(walk.shape(weight)[dim])
-        walk.table.freeze(labels, "its weight is computed in a way that no handler could follow")
+        walk.table.freeze(labels, UNFOLLOWED_WEIGHT)
     return labels
 
 
@@ -118,7 +130,7 @@ def _grouped(walk: Walk, node: Node, weight: Node, in_labels: IntArray, groups: 
     rows, local = walk.shape(weight)[:2]
     name = walk.parameter(weight)
     if transposed:
-        walk.table.merge(walk.axis(weight, 0), in_labels, "")
+        walk.table.merge(walk.axis(weight, 0), in_labels, UNFOLLOWED_WEIGHT)
         known = walk.segmented.get(name or "")
         out_labels = known[1] if known is not None else walk.table.fresh(groups * local)
         listed = out_labels
@@ -130,7 +142,7 @@ def _grouped(walk: Walk, node: Node, weight: Node, in_labels: IntArray, groups: 
         walk.table.freeze(out_labels, "made by a grouped convolution whose weight is computed")
     else:
         _, first = walk.segmented.setdefault(name, (groups, listed))
-        walk.table.merge(first, listed, "")
+        walk.table.merge(first, listed, UNFOLLOWED_WEIGHT)
     walk.table.freeze(walk.axis(weight, 1) if local > 1 else None, "local to the groups of a grouped convolution")
     ins, outs = in_labels.reshape(groups, -1), out_labels.reshape(groups, -1)
     if ins.shape[1] == 1 or outs.shape[1] == 1:

@@ -34,12 +34,13 @@ def cat(walk: Walk, node: Node) -> Axes:
 def _concatenated(walk: Walk, inputs: list[Node], sides: Axes, dim: int) -> Labels:
     if all(labels is None for labels in sides):
         return None
-    return np.concatenate(
-        [
-            labels if labels is not None else walk.table.fresh(walk.shape(n)[dim])
-            for n, labels in zip(inputs, sides, strict=True)
-        ]
-    )
+    parts = []
+    for n, labels in zip(inputs, sides, strict=True):
+        if labels is None:
+            labels = walk.table.fresh(walk.shape(n)[dim])
+            walk.table.freeze(labels, "concatenated from a tensor that carries no channels")
+        parts.append(labels)
+    return np.concatenate(parts)
 
 
 def pieces(walk: Walk, node: Node) -> list[Axes]:

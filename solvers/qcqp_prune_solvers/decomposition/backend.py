@@ -17,7 +17,9 @@ from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
 from qcqp_prune_solvers.block_coordinate import BlockCoordinateBackend
 from qcqp_prune_solvers.decomposition.block_cholesky import factor_entries
-from qcqp_prune_solvers.decomposition.count_program import Classes, CountProgram, TooWide
+from qcqp_prune_solvers.decomposition.count_program import CountProgram
+from qcqp_prune_solvers.decomposition.couplings import Couplings
+from qcqp_prune_solvers.decomposition.elimination import TooWide
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
@@ -40,7 +42,7 @@ def predicted_bytes(program: Program) -> int:
     pairs = [(p.first, p.second) for p in program.pairs]
     entries = sum(widths[g] * widths[h] for g, h in pairs) + sum(w * w for w in widths)
     factor = factor_entries(widths, pairs)
-    tables = CountProgram(Classes.of(program)).table_entries
+    tables = CountProgram(Couplings.of(program)).table_entries
     return 8 * (3 * entries + 2 * factor + tables)
 
 
@@ -102,15 +104,19 @@ class _Run:
         self.program, self.options = program, options
         self.recorder = TraceRecorder(options.on_event)
         self.log: list[str] = []
-        self.x, self.objective = self._incumbent()
         self.bound: float | None = None
         self.work = 0
-        self._state = State(Structure.of(program), self.x)
+        self.x: BoolArray
+        self.objective: float
+        self._state: State
         self._tried: set[bytes] = set()
 
     def run(self) -> RawSolution:
         """Refine the bound, and try each point that the relaxation brings up."""
         termination = Termination(Reason.BOUND_COMPUTED)
+        unable = self._start()
+        if unable is not None:
+            return unable
         if not self.program.size:
             return self._result(Termination(Reason.OPTIMAL), bound=self.objective)
         relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
@@ -131,21 +137,22 @@ class _Run:
                 break
         return self._result(termination, bound=self.bound)
 
-    def _incumbent(self) -> tuple[BoolArray, float]:
+    def _start(self) -> RawSolution | None:
+        """Take over or find an incumbent; the search's own answer where it finds none."""
         warm = self.options.warm_start
         if warm is not None and self.program.is_feasible(warm):
-            return warm.copy(), self.program.objective(warm)
-        share = None if self.options.time_limit is None else SEARCH_SHARE * self.options.time_limit
-        found = BlockCoordinateBackend().solve(
-            self.program,
-            replace(self.options, time_limit=share, work_limit=None, warm_start=None, on_event=None),
-        )
-        assert found.x is not None
-        assert found.objective is not None
-        self.log.append(
-            f"{time.perf_counter() - self.started:8.2f} s  incumbent {found.objective:.9g}  search"
-        )
-        return np.asarray(found.x, np.bool_), float(found.objective)
+            self.x, self.objective = warm.copy(), self.program.objective(warm)
+        else:
+            share = None if self.options.time_limit is None else SEARCH_SHARE * self.options.time_limit
+            options = replace(self.options, time_limit=share, work_limit=None, warm_start=None, on_event=None)
+            found = BlockCoordinateBackend().solve(self.program, options)
+            if found.x is None or found.objective is None:
+                return found
+            self.x, self.objective = np.asarray(found.x, np.bool_), float(found.objective)
+            seconds = time.perf_counter() - self.started
+            self.log.append(f"{seconds:8.2f} s  incumbent {self.objective:.9g}  search")
+        self._state = State(Structure.of(self.program), self.x)
+        return None
 
     def _take(self, step: Step) -> None:
         seconds = time.perf_counter() - self.started

@@ -18,7 +18,7 @@ def envelope_maxima(
     only, so that a pointer finds all of them in one pass.
 
     Args:
-        table: ``(A, V)``; ``-inf`` where a count is not allowed.
+        table: ``(A, V)``; ``-inf`` where a value is impossible.
         counts: ``(V,)`` ascending.
         base: ``(B,)``.
         last: ``(C,)`` monotone.
@@ -32,6 +32,8 @@ def envelope_maxima(
         size = 0
         for v in range(width):
             value = table[a, v]
+            if value == -np.inf:
+                continue
             while size > 1:
                 i, j = hull[size - 2], hull[size - 1]
                 if (table[a, j] - table[a, i]) * (counts[v] - counts[i]) <= (value - table[a, i]) * (
@@ -42,6 +44,9 @@ def envelope_maxima(
                     break
             hull[size] = v
             size += 1
+        if size == 0:
+            out[a] = -np.inf
+            continue
         # Moving from hull point k to k + 1 pays where the slope exceeds falls[k]; these ascend.
         for k in range(size - 1):
             i, j = hull[k], hull[k + 1]

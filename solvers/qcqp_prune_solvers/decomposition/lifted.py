@@ -21,10 +21,21 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray, dense
 from qcqp_prune.program.program import Program
-from qcqp_prune_solvers.decomposition.count_program import Classes, CountProgram
+from qcqp_prune_solvers.decomposition.count_program import CountProgram
+from qcqp_prune_solvers.decomposition.couplings import Couplings, Entries
 
-Lift = dict[tuple[int, int], float]
-"""``N``: for each coupled pair of groups ``(g, h)``, ``g <= h``, its entry."""
+
+@dataclass(frozen=True, eq=False)
+class Lift:
+    """``N``, in the two forms that are needed.
+
+    Attributes:
+        values: ``(couplings,)``: what each product of two sums of counts is worth.
+        entries: the matrix over groups that they make.
+    """
+
+    values: FloatArray
+    entries: Entries
 
 
 class LiftedMatrix:
@@ -39,11 +50,16 @@ class LiftedMatrix:
         for pair in program.pairs:
             matrix = dense(pair.coef, (groups[pair.first].width, groups[pair.second].width))
             self.blocks[pair.first, pair.second] = matrix + matrix.T if pair.first == pair.second else matrix
-        self._rows: list[list[tuple[int, FloatArray]]] = [[] for _ in groups]
+        self.couplings = Couplings.of(program)
+        self._rows: list[dict[int, FloatArray]] = [{} for _ in groups]
         for (g, h), matrix in self.blocks.items():
-            self._rows[g].append((h, matrix))
+            self._rows[g][h] = matrix
             if g != h:
-                self._rows[h].append((g, np.ascontiguousarray(matrix.T)))
+                self._rows[h][g] = np.ascontiguousarray(matrix.T)
+        self._lifted: list[set[int]] = [set() for _ in groups]
+        for g, h in self.couplings.entries(np.ones(len(self.couplings.items))):
+            self._lifted[g].add(h)
+            self._lifted[h].add(g)
 
     def times(self, x: FloatArray, lift: Lift) -> FloatArray:
         """``(H - N 1 1^T) x`` for ``x`` of shape ``(n,)`` or ``(n, k)``."""
@@ -53,29 +69,34 @@ class LiftedMatrix:
         """The rows of ``(H - N 1 1^T) x`` that belong to one group."""
         span = self.spans[group]
         out = np.zeros_like(x[span])
-        for other, matrix in self._rows[group]:
+        for other, matrix in self._rows[group].items():
             out += matrix @ x[self.spans[other]]
-            out -= lift.get((min(group, other), max(group, other)), 0.0) * x[self.spans[other]].sum(0)
-        if (group, group) not in self.blocks:
-            out -= lift.get((group, group), 0.0) * x[span].sum(0)
+        for other in self._lifted[group]:
+            value = lift.entries.get((min(group, other), max(group, other)), 0.0)
+            out -= value * x[self.spans[other]].sum(0)
         return out
 
     def scaled_blocks(self, lift: Lift, root: FloatArray) -> dict[tuple[int, int], FloatArray]:
         """The blocks of ``-diag(root) (H - N 1 1^T) diag(root)``, every diagonal block among them."""
         blocks = {}
-        for g, h in {*self.blocks, *lift, *((g, g) for g in range(len(self.spans)))}:
+        for g, h in {*self.blocks, *lift.entries, *((g, g) for g in range(len(self.spans)))}:
             shape = (int(self.widths[g]), int(self.widths[h]))
-            block = lift.get((g, h), 0.0) - self.blocks.get((g, h), np.zeros(shape))
+            block = lift.entries.get((g, h), 0.0) - self.blocks.get((g, h), np.zeros(shape))
             blocks[g, h] = root[self.spans[g], None] * block * root[None, self.spans[h]]
         return blocks
 
-    def weighted_means(self, weights: FloatArray) -> Lift:
-        """The mean entry of each block, units weighted."""
-        means: Lift = {}
+    def fitted_lift(self, weights: FloatArray) -> Lift:
+        """The lift nearest to the mean entries of the blocks, units weighted."""
+        means, importance = {}, {}
         for (g, h), matrix in self.blocks.items():
             a, b = weights[self.spans[g]], weights[self.spans[h]]
-            means[g, h] = float(a @ matrix @ b / (a.sum() * b.sum()))
-        return means
+            importance[g, h] = float(a.sum() * b.sum())
+            means[g, h] = float(a @ matrix @ b) / importance[g, h]
+        return self.lift(self.couplings.fit(means, importance))
+
+    def lift(self, values: FloatArray) -> Lift:
+        """A lift from the worth of each product of counts."""
+        return Lift(values, self.couplings.entries(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +117,10 @@ class Atom:
 class Oracle:
     """``max over 0/1 points of alpha . x + n^T N n / 2 - sum_r price_r use_r(n)``, exactly."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, couplings: Couplings) -> None:
         self.program = program
-        self.classes = Classes.of(program)
-        self.counts = CountProgram(self.classes)
+        self.couplings = couplings
+        self.counts = CountProgram(couplings)
         self.limits = np.asarray([max(c.limit, 1) for c in program.constraints], np.float64)
 
     def solve(self, alpha: FloatArray, lift: Lift, prices: FloatArray) -> tuple[float, Atom]:
@@ -111,22 +132,18 @@ class Oracle:
             prices: ``(budgets,)``, non-negative, for a use of the whole limit.
         """
         unary, orders = self._top_sums(alpha)
-        couplings: dict[tuple[int, int], float] = {}
-        for (g, h), value in lift.items():
-            self._couple(unary, couplings, (g, h), value / 2 if g == h else value)
+        coefficients = lift.values.copy()
         constant = 0.0
         for price, limit, constraint in zip(prices, self.limits, self.program.constraints, strict=True):
             form, scale = constraint.form, -float(price) / limit
             constant += scale * form.constant
             for g, coefficient in enumerate(form.linear.tolist()):
-                c = int(self.classes.of_group[g])
-                unary[c] = unary[c] + scale * coefficient * self.classes.allowed[c]
-            for g, h, coefficient in zip(
-                form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True
-            ):
-                self._couple(unary, couplings, (g, h), scale * coefficient)
-        value, counts = self.counts.maximise(unary, couplings)
-        group_counts = counts[self.classes.of_group]
+                c = int(self.couplings.of_group[g])
+                unary[c] = unary[c] + scale * coefficient * self.couplings.allowed[c]
+            for coefficient, first, second in form.products:
+                coefficients[self.couplings.index[first, second]] += scale * coefficient
+        value, counts = self.counts.maximise(unary, coefficients)
+        group_counts = counts[self.couplings.of_group]
         x = np.zeros(self.program.size)
         for group, order, n in zip(self.program.groups, orders, group_counts.tolist(), strict=True):
             x[group.start + order[:n]] = 1.0
@@ -139,25 +156,12 @@ class Oracle:
 
     def _top_sums(self, alpha: FloatArray) -> tuple[list[FloatArray], list[IntArray]]:
         """For each class the sum of its groups' top-n sums at each allowed n; for each group its order."""
-        unary = [np.zeros(len(a)) for a in self.classes.allowed]
+        unary = [np.zeros(len(a)) for a in self.couplings.allowed]
         orders = []
-        for group, c in zip(self.program.groups, self.classes.of_group.tolist(), strict=True):
+        for group, c in zip(self.program.groups, self.couplings.of_group.tolist(), strict=True):
             part = alpha[group.span]
             order = np.argsort(-part, kind="stable")
             sums = np.concatenate([[0.0], np.cumsum(part[order])])
-            unary[c] = unary[c] + sums[self.classes.allowed[c]]
+            unary[c] = unary[c] + sums[self.couplings.allowed[c]]
             orders.append(order)
         return unary, orders
-
-    def _couple(
-        self,
-        unary: list[FloatArray],
-        couplings: dict[tuple[int, int], float],
-        pair: tuple[int, int],
-        value: float,
-    ) -> None:
-        a, b = sorted((int(self.classes.of_group[pair[0]]), int(self.classes.of_group[pair[1]])))
-        if a == b:
-            unary[a] = unary[a] + value * self.classes.allowed[a].astype(np.float64) ** 2
-        else:
-            couplings[a, b] = couplings.get((a, b), 0.0) + value

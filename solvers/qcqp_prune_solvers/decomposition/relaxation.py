@@ -70,7 +70,7 @@ class Relaxation:
         """
         self.program = program
         self.matrix = LiftedMatrix(program)
-        self.oracle = Oracle(program)
+        self.oracle = Oracle(program, self.matrix.couplings)
         counts = program.counts(start.astype(np.bool_))
         self.atoms = [self.oracle.atom(start, counts)]
         self._vectors = random_vectors(program.size, np.random.default_rng(seed))
@@ -80,7 +80,7 @@ class Relaxation:
         """Bounds without end, not monotone: the caller keeps the best and stops when it likes."""
         floor = FLOORS[0]
         weights = np.maximum(self._mean * (1 - self._mean), floor)
-        lift = self.matrix.weighted_means(weights)
+        lift = self.matrix.fitted_lift(weights)
         sweeps = FIRST_SWEEPS
         while True:
             diagonal = cheap_diagonal(self.matrix, lift, weights, self._vectors, sweeps=sweeps)
@@ -88,8 +88,7 @@ class Relaxation:
             yield from self._hull(lift, diagonal)
             fractional = np.maximum(self._mean * (1 - self._mean), floor)
             weights = 0.7 * weights + 0.3 * fractional
-            means = self.matrix.weighted_means(fractional)
-            lift = {pair: 0.5 * value + 0.5 * means[pair] for pair, value in lift.items()}
+            lift = self.matrix.lift(0.5 * lift.values + 0.5 * self.matrix.fitted_lift(fractional).values)
             floor, sweeps = max(0.8 * floor, FLOORS[1]), SWEEPS
 
     def _hull(self, lift: Lift, diagonal: FloatArray) -> Iterator[Step]:
@@ -105,7 +104,7 @@ class Relaxation:
     def _mix(self, lift: Lift, diagonal: FloatArray) -> tuple[float, Multipliers]:
         """The best mixture of the points held: its value, and the multipliers that it suggests."""
         points = np.stack([a.x for a in self.atoms], 1)
-        lifted = np.asarray([_lifted(lift, a) for a in self.atoms])
+        lifted = np.asarray([self.oracle.couplings.products(a.counts) @ lift.values for a in self.atoms])
         gram = points.T @ (diagonal[:, None] * points - self.matrix.times(points, lift))
         worth = (self.program.linear + diagonal / 2) @ points + lifted
         use = np.stack([a.use for a in self.atoms], 1)
@@ -115,7 +114,7 @@ class Relaxation:
         if len(self.atoms) > MOST_ATOMS:
             kept = np.sort(np.argsort(-mixture, kind="stable")[:KEPT_ATOMS])
             self.atoms = [self.atoms[0], *(self.atoms[k] for k in kept if k > 0)]
-        return value, Multipliers(dict(lift), diagonal, self._mean, prices)
+        return value, Multipliers(lift, diagonal, self._mean, prices)
 
     def bound(self, multipliers: Multipliers) -> Step:
         """Evaluate the bound that multipliers prove."""
@@ -132,9 +131,3 @@ class Relaxation:
         total = self.program.constant + constant + value
         size = abs(self.program.constant) + abs(constant) + abs(value)
         return Step(total + SAFETY * size, multipliers, atom)
-
-
-def _lifted(lift: Lift, atom: Atom) -> float:
-    """``n^T N n / 2``."""
-    n = atom.counts
-    return float(sum(value * n[g] * n[h] * (0.5 if g == h else 1.0) for (g, h), value in lift.items()))

@@ -1,0 +1,225 @@
+"""The single steps through their files, and every refusal: one message, no traceback, the right exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+from importlib.metadata import EntryPoint, version
+from pathlib import Path
+
+import pytest
+import torch
+
+import qcqp_prune as qp
+from qcqp_prune.program.files import read_traced
+from qcqp_prune.solve import backend
+
+# a: 64 pixels * 9 * 1 * 6, b: 64 * 9 * 6 * 8, head: 8 * 10
+DENSE_MACS = 3456 + 27648 + 80
+
+
+def test_version(run) -> None:
+    result = run("--version")
+    assert (result.code, result.out.strip()) == (0, f"qcqp-prune {version('qcqp-prune')}")
+
+
+def test_trace_solve_shrink_load(run, net: Path, traced: Path, tmp_path: Path) -> None:
+    masks, folder = tmp_path / "masks.json", tmp_path / "small"
+    solved = run("solve", traced, "--budget", "macs=50%", "-b", "params=300", "-o", masks)
+    assert solved.code == 0, solved.err
+    assert f"{DENSE_MACS:,}" in solved.out  # the range is shown before solving
+    assert "gap" in solved.out
+    record = json.loads(masks.read_text())
+    assert record["usage"]["macs"]["limit"] == DENSE_MACS // 2
+    assert record["usage"]["macs"]["used"] <= DENSE_MACS // 2
+    assert record["usage"]["params"]["used"] <= 300
+    assert "identity 2 checked" in (cut := run("shrink", traced, masks, "-o", folder)).out
+    assert "identity 3 checked" in cut.out
+    small = qp.load(folder, runpy.run_path(str(net))["Net"])
+    assert sum(p.numel() for p in small.parameters()) == record["usage"]["params"]["used"]
+    shown = run("report", masks)
+    assert shown.code == 0
+    assert f"{record['usage']['macs']['used']:,}" in shown.out
+
+
+def test_trace_writes_the_scores_that_the_library_computes(traced: Path, net: Path) -> None:
+    stored = read_traced(traced)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = runpy.run_path(str(net))["Net"]()
+    graph = qp.trace(model, torch.zeros(1, 1, 8, 8))
+    assert stored.graph.fingerprint == graph.fingerprint
+    expected = qp.Magnitude()(model, graph)
+    mask = torch.rand(graph.unit_count).numpy() < 0.5
+    assert stored.objective.evaluate(mask) == expected.evaluate(mask)
+    assert stored.origin["source"] == f"{net}:Net"
+
+
+def test_trace_passes_arguments_on(run, net: Path, tmp_path: Path) -> None:
+    graph = tmp_path / "g.json"
+    words = ["--kwarg", "classes=4", "--kwarg", "act=tanh", "--importance", "magnitude:l2", "--ignore", "a"]
+    result = run("trace", f"{net}:Net", "--input-shape", "1x1x8x8", "-o", graph, *words, "--round-to", 4)
+    assert result.code == 0, result.err
+    stored = read_traced(graph).graph
+    assert next(t.shape for t in stored.tensors if t.name == "head.weight") == (4, 8)
+    groups = {g.id: g for g in stored.groups}
+    assert groups["a"].frozen_reason == "in ignored_layers (a)"
+    assert groups["b"].counts() == [4, 8]
+
+
+def test_warm_start(run, traced: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "1.json", tmp_path / "2.json"
+    run("solve", traced, "-b", "50%", "-o", first)
+    result = run(
+        "solve", traced, "-b", "50%", "-o", second, "--warm-start", first, "--solver", "block_coordinate"
+    )
+    assert result.code == 0, result.err
+    assert json.loads(second.read_text())["objective"] >= json.loads(first.read_text())["objective"] * (
+        1 - 1e-9
+    )
+
+
+def test_solvers(run) -> None:
+    result = run("solvers")
+    assert result.code == 0
+    for info in qp.available_solvers():
+        assert info.name in result.out
+        assert info.availability.ok is False or info.availability.version in result.out
+
+
+def test_no_half_written_files(run, traced: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "sub" / "masks.json"
+    assert run("solve", traced, "-b", "50%", "-o", masks).code == 0
+    assert [p.name for p in masks.parent.iterdir()] == ["masks.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["-b", "macs=0.001%"], 1, "smallest attainable use"),
+        (["-b", "macs=0"], 2, "not positive"),
+        (["-b", "macs=101%"], 2, "above 100 %"),
+        (["-b", "flops=50%"], 2, "unknown resource 'flops'"),
+        (["-b", "macs=half"], 2, "cannot be read"),
+        (["-b", "macs="], 2, "write resource=limit"),
+        (["-b", "50%", "-b", "macs=40%"], 2, "two budgets for macs"),
+        (["-b", "50%", "--solver", "high"], 2, "did you mean 'highs'"),
+        (["-b", "50%", "--time-limit", "-1"], 2, "time_limit"),
+        (["-b", "50%", "--warm-start", "nothing.json"], 2, "no file nothing.json"),
+    ],
+)
+def test_solve_refuses(run, traced: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    result = run("solve", traced, "-o", tmp_path / "m.json", *words)
+    assert (result.code, result.err.count("error: ")) == (code, 1)
+    assert message in result.err
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nowhere_at_all:Net"], 2, "cannot be imported"),
+        (["{net}:Nett"], 2, "did you mean 'Net'"),
+        (["{net}:broken"], 2, "the constructor is ill"),
+        (["{net}:number"], 2, "is a int"),
+        (["{net}"], 2, "package.module:callable"),
+        (["missing.py:Net"], 2, "no file missing.py"),
+        (["{net}:Net", "--kwarg", "depth=3"], 2, "unexpected keyword argument"),
+        (["{net}:Net", "--kwarg", "classes"], 2, "name=value"),
+        (["{net}:Net", "--weights", "missing.safetensors"], 2, "missing.safetensors"),
+        (["{net}:Net", "--ignore", "c"], 2, "no layer is called 'c'"),
+        (["{net}:Net", "--importance", "magnitud"], 2, "did you mean 'magnitude'"),
+        (["{net}:Net", "--importance", "taylor"], 2, "needs data"),
+        (["{net}:Net", "--input-shape", "1,3,8,8"], 1, "does not run on the example inputs"),
+        (["{net}:Net", "--input-shape", "1,,8"], 2, "positive integers"),
+    ],
+)
+def test_trace_refuses(run, net: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:
+    words = [w.format(net=net) for w in words]
+    shape = [] if "--input-shape" in words else ["--input-shape", "1,1,8,8"]
+    result = run("trace", *words, *shape, "-o", tmp_path / "g.json")
+    assert (result.code, result.err.count("error: ")) == (code, 1)
+    assert message in result.err
+    assert not (tmp_path / "g.json").exists()
+
+
+def test_a_missing_option_is_a_usage_error(run, traced: Path) -> None:
+    result = run("solve", traced)
+    assert result.code == 2
+    assert "--budget" in result.err
+
+
+def test_verbose_shows_the_traceback(run, tmp_path: Path) -> None:
+    from qcqp_prune.cli import main
+
+    with pytest.raises(qp.PlanError, match="no file"):
+        main(["report", str(tmp_path / "none.json"), "--verbose"])
+
+
+def test_a_solver_that_is_not_installed(
+    run, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = EntryPoint("absent", "a_package_that_is_not_there:Backend", backend.SOLVER_ENTRY_POINTS)
+    monkeypatch.setattr(backend, "_entry_points", lambda: {"absent": absent})
+    result = run("solve", traced, "-b", "50%", "--solver", "absent", "-o", tmp_path / "m.json")
+    assert result.code == 2
+    assert "a_package_that_is_not_there" in result.err
+    assert "reinstall" in result.err
+    listed = run("solvers")
+    assert listed.code == 0
+    assert "no: solver" in listed.out
+
+
+def test_files_that_do_not_belong_together(run, net: Path, traced: Path, tmp_path: Path) -> None:
+    other, masks = tmp_path / "other.json", tmp_path / "m.json"
+    run("trace", f"{net}:Net", "--kwarg", "classes=5", "--input-shape", "1,1,8,8", "-o", other)
+    run("solve", traced, "-b", "50%", "-o", masks)
+    result = run("shrink", other, masks, "-o", tmp_path / "small")
+    assert result.code == 2
+    assert "fingerprint" in result.err
+    wrong = run("shrink", traced, masks, "--kwarg", "classes=5", "-o", tmp_path / "small")
+    assert wrong.code == 2
+    assert "head.weight" in wrong.err
+    assert not (tmp_path / "small").exists()
+
+
+def test_damaged_files(run, traced: Path, tmp_path: Path) -> None:
+    scores = traced.with_name("graph.scores.safetensors")
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "damaged" in run("solve", traced, "-b", "50%", "-o", tmp_path / "m.json").err
+    scores.unlink()
+    assert (
+        "keep them beside the graph file" in run("solve", traced, "-b", "50%", "-o", tmp_path / "m.json").err
+    )
+    traced.write_text(traced.read_text()[:-20])
+    assert "no valid JSON" in run("solve", traced, "-b", "50%", "-o", tmp_path / "m.json").err
+    (tmp_path / "x.json").write_text("{}")
+    assert "no report" in run("report", tmp_path / "x.json").err
+
+
+def test_shrink_leaves_a_users_folder_alone(run, traced: Path, tmp_path: Path) -> None:
+    masks, mine = tmp_path / "m.json", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    run("solve", traced, "-b", "50%", "-o", masks)
+    result = run("shrink", traced, masks, "-o", mine)
+    assert result.code == 2
+    assert "left alone" in result.err
+    assert [p.name for p in mine.iterdir()] == ["thesis.tex"]
+
+
+def test_a_place_that_cannot_be_written_to(run, traced: Path) -> None:
+    result = run("solve", traced, "-b", "50%", "-o", traced / "masks.json")
+    assert result.code == 1
+    assert str(traced) in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_module_runs_as_a_program() -> None:
+    assert importlib.util.find_spec("qcqp_prune.__main__") is not None
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("qcqp_prune", run_name="__main__", alter_sys=True)
+    assert left.value.code in (0, 2)  # help, or a usage error for the arguments of the tests

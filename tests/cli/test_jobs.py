@@ -1,0 +1,149 @@
+"""Whole jobs: the demo, and a job from a configuration file."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import qcqp_prune as qp
+from qcqp_prune.data import digits
+from qcqp_prune.models import DigitsNet
+from qcqp_prune.report import PruneReport
+
+JOB = """
+[model]
+source = "net.py:Net"
+[input]
+shape = [2, 1, 8, 8]
+[data]
+name = "digits"
+batch_size = 100
+[pretrain]
+epochs = 1
+[importance]
+name = "taylor"
+batches = 2
+[budgets]
+macs = "50%"
+[trace]
+ignored_layers = ["b"]
+[solver]
+name = "highs"
+time_limit = 20
+[finetune]
+epochs = 1
+checkpoint = "run.safetensors"
+[output]
+folder = "out"
+"""
+
+
+def test_demo(run, tmp_path: Path) -> None:
+    result = run("demo", "-o", tmp_path / "demo")
+    assert result.code == 0, result.err
+    report = PruneReport.read(tmp_path / "demo" / "report.json")
+    macs = report.budgets[0]
+    # stem 64*9*12, block1 2 * 64*9*144, block2 16*9*240 + 16*9*400 + 16*240, linear 200
+    assert macs.dense == 6912 + 165888 + 34560 + 57600 + 3840 + 200
+    assert macs.limit == macs.dense // 2
+    assert 0 <= macs.slack < macs.cheapest_step
+    assert report.solve.termination.reason.name == "OPTIMAL"
+    assert report.solve.gap <= 1e-4
+    assert [c.predicted for c in report.verification.counts] == [
+        c.measured for c in report.verification.counts
+    ]
+    assert {c.resource for c in report.verification.counts} == {"macs", "memory", "params"}
+    assert report.accuracy.dense > 0.95
+    assert report.accuracy.finetuned >= report.accuracy.dense - 0.01
+    for words in (
+        "gap",
+        "identity 2 checked",
+        "identity 3 checked",
+        "accuracy",
+        str(tmp_path / "demo" / "model"),
+    ):
+        assert words in result.out
+    small = qp.load(tmp_path / "demo" / "model", DigitsNet)
+    measured = qp.evaluate(small, digits().test.loader(500))
+    assert measured.accuracy == pytest.approx(report.accuracy.finetuned, abs=1e-9)
+
+
+def test_run(run, net: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(JOB)
+    result = run("run", job)
+    assert result.code == 0, result.err
+    report = PruneReport.read(tmp_path / "out" / "report.json")
+    assert report.importance == "Taylor"
+    assert report.solve.solver == "highs"
+    assert next(r.why_not for r in report.layers if r.name == "b") == "in ignored_layers (b)"
+    assert len(report.training["epochs"]) == 1
+    taken = (
+        report.accuracy.dense,
+        report.accuracy.pruned,
+        report.accuracy.recalibrated,
+        report.accuracy.finetuned,
+    )
+    assert all(0 <= share <= 1 for share in taken)
+    assert report.accuracy.samples == len(digits().test)
+    small = qp.load(tmp_path / "out" / "model", runpy.run_path(str(net))["Net"])
+    kept = next(r.outputs[1] for r in report.layers if r.name == "a")
+    assert small.a.out_channels == kept < 6
+    assert (tmp_path / "run.safetensors").is_file()
+    # Another run is the same job: its results replace the first one's, and the finetuning is not repeated.
+    again = run("run", job)
+    assert again.code == 0, again.err
+    second = PruneReport.read(tmp_path / "out" / "report.json")
+    assert second.masks == report.masks
+    assert second.training["resumed_at"] == 1
+
+
+def test_without_data(run, net: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(
+        '[model]\nsource = "net.py:Net"\n[input]\nshape = [1, 1, 8, 8]\n[budgets]\nparams = "70%"\n'
+        '[shrink]\nrealisation = "graph"\n'
+    )
+    result = run("run", job, "--output", tmp_path / "elsewhere")
+    assert result.code == 0, result.err
+    data = json.loads((tmp_path / "elsewhere" / "report.json").read_text())
+    assert data["accuracy"]["dense"] is None
+    assert data["verification"]["realisation"] == "graph"
+    assert "accuracy" not in result.out
+    assert isinstance(
+        qp.load(tmp_path / "elsewhere" / "model", runpy.run_path(str(net))["Net"]), torch.fx.GraphModule
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (("[pretrain]\nepochs", "[pretrain]\nepoch"), 2, "did you mean 'epochs'"),
+        (('name = "digits"', 'name = "mnist"\nroot = "nowhere"'), 2, "nowhere"),
+        (('name = "digits"', 'name = "cifar10"'), 2, "add root"),
+        (('name = "highs"', 'name = "hihgs"'), 2, "did you mean 'highs'"),
+        (('macs = "50%"', 'macs = "1%"'), 1, "smallest attainable"),
+        (('ignored_layers = ["b"]', 'ignored_layers = ["bb"]'), 2, "no layer is called 'bb'"),
+    ],
+)
+def test_refusals(run, net: Path, tmp_path: Path, change: tuple[str, str], code: int, message: str) -> None:
+    assert change[0] in JOB
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.replace(*change))
+    result = run("run", job)
+    assert (result.code, result.err.count("error: ")) == (code, 1)
+    assert message in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture(run, net: Path, tmp_path: Path) -> None:
+    torch.save(DigitsNet().state_dict(), tmp_path / "w.pt")
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.replace('source = "net.py:Net"', 'source = "net.py:Net"\nweights = "w.pt"'))
+    result = run("run", job)
+    assert result.code == 2
+    assert "does not fit Net" in result.err

@@ -1,0 +1,164 @@
+"""The names that users import, and the one-liner."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import qcqp_prune as qp
+from qcqp_prune import errors
+from qcqp_prune.pipeline import Watcher, describe
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.mark.parametrize("name", qp.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(qp, name)
+    assert inspect.getdoc(value)
+    assert name in dir(qp)
+
+
+def test_every_error_is_public() -> None:
+    kinds = {n for n, e in vars(errors).items() if inspect.isclass(e) and issubclass(e, qp.QcqpPruneError)}
+    assert kinds <= set(qp.__all__)
+
+
+def test_functions_are_not_shadowed_by_subpackages() -> None:
+    module = importlib.import_module("qcqp_prune.solve.run")
+    assert inspect.isfunction(qp.solve)
+    assert qp.solve is module.solve
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="prun"):
+        _ = qp.prun
+
+
+def test_importing_does_not_import_torch() -> None:
+    code = "import sys, qcqp_prune; assert 'torch' not in sys.modules; qcqp_prune.trace; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_type_checkers_see_the_lazy_names() -> None:
+    """Each name that is imported on first use has an import that a static checker reads, from the same module."""
+    source = Path(qp.__file__).read_text()
+    checked = source[source.index("if TYPE_CHECKING:") : source.index("__version__")]
+    for name, module in qp._LAZY.items():
+        line = next(row for row in checked.splitlines() if f"from qcqp_prune.{module} import" in row)
+        assert name in line.partition(" import ")[2].split(", ")
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)
+    )
+
+
+def batches(count: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 32, 8, generator=generator)
+    return [(b, (b.sum(1) > 0).long()) for b in x]
+
+
+def test_the_one_liner() -> None:
+    dense = model()
+    before = {k: v.clone() for k, v in dense.state_dict().items()}
+    small, report = qp.prune(dense, torch.zeros(1, 8), budgets={"macs": "50%"})
+    macs = 8 * 12 + 12 * 8 + 8 * 2
+    assert report.budgets[0].limit == macs // 2
+    widths = (small[0].out_features, small[3].out_features)
+    assert 8 * widths[0] + widths[0] * widths[1] + widths[1] * 2 == report.budgets[0].used <= macs // 2
+    assert report.verification.max_relative_error <= report.verification.tolerance
+    assert report.solve.gap is not None
+    assert all(torch.equal(v, before[k]) for k, v in dense.state_dict().items())
+    assert report.accuracy.dense is None
+    assert set(report.seconds) == {"trace", "score", "solve", "shrink"}
+
+
+def test_with_data_accuracy_is_measured_at_each_step() -> None:
+    data = batches()
+    seen: list[str] = []
+
+    class Listener(Watcher):
+        def phase(self, name: str) -> None:
+            seen.append(name)
+
+        def evaluated(self, step: str, result) -> None:
+            seen.append(f"{step}: {result.samples}")
+
+    recovery = qp.Recovery(validation=data, train=data, epochs=2)
+    _, report = qp.prune(
+        model(), torch.zeros(1, 8), budgets="60%", recovery=recovery, watch=Listener(), seed=3
+    )
+    accuracy = report.accuracy
+    assert accuracy.samples == 128
+    assert all(
+        0 <= a <= 1 for a in (accuracy.dense, accuracy.pruned, accuracy.recalibrated, accuracy.finetuned)
+    )
+    assert len(report.training["epochs"]) == 2
+    assert report.solve.seed == 3
+    assert [s for s in seen if ":" in s] == [
+        "dense: 128",
+        "pruned: 128",
+        "recalibrated: 128",
+        "finetuned: 128",
+    ]
+    assert [s for s in seen if ":" not in s and s != "evaluate"] == [
+        "trace",
+        "score",
+        "solve",
+        "shrink",
+        "recalibrate",
+        "finetune",
+    ]
+
+
+def test_without_batch_norm_nothing_is_recalibrated() -> None:
+    data = batches()
+    plain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    _, report = qp.prune(
+        plain, torch.zeros(1, 8), budgets="60%", recovery=qp.Recovery(validation=data, train=data)
+    )
+    assert report.accuracy.pruned is not None
+    assert report.accuracy.recalibrated is None
+    assert report.accuracy.finetuned is None
+
+
+def test_finetuning_without_data_is_refused() -> None:
+    with pytest.raises(qp.InvalidOptionError, match="no train loader"):
+        qp.Recovery(epochs=3)
+
+
+def test_the_caller_hears_of_the_solvers_progress_too() -> None:
+    points: list[object] = []
+    options = qp.SolveOptions(on_event=points.append, seed=7)
+    _, report = qp.prune(model(), torch.zeros(1, 8), budgets="50%", options=options)
+    assert tuple(points) == report.solve.trace != ()
+    assert report.solve.seed == 7
+
+
+def test_the_report_and_the_plan_belong_together(tmp_path: Path) -> None:
+    small, report = qp.prune(model(), torch.zeros(1, 8), budgets="50%")
+    qp.save(small, tmp_path / "small", graph=report.graph, masks=report.masks)
+    x = torch.randn(5, 8)
+    assert torch.equal(qp.load(tmp_path / "small", model).eval()(x), small.eval()(x))
+
+
+def test_importances_in_words() -> None:
+    assert describe(qp.Magnitude("l2")) == "Magnitude(l2)"
+    assert describe(qp.BatchNormScale()) == "BatchNormScale"
+
+
+def test_the_example_runs() -> None:
+    command = [sys.executable, str(EXAMPLES / "custom_model.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert "loaded network computes the same: True" in result.stdout
