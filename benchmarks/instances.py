@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,13 +56,19 @@ def torchvision_model(name: str) -> nn.Module:
     return getattr(torchvision_models(), name)(weights=None)
 
 
+TORCHVISION = (
+    "resnet50",
+    "mobilenet_v2",
+    "vgg16_bn",
+    "densenet121",
+    "efficientnet_b0",
+    "convnext_tiny",
+)
+
 INSTANCES = {
-    x.name: x
-    for x in (
-        Instance("resnet20", lambda: pretrained("resnet20"), (1, 3, 32, 32)),
-        Instance("resnet32", lambda: pretrained("resnet32"), (1, 3, 32, 32)),
-        Instance("resnet56", lambda: pretrained("resnet56"), (1, 3, 32, 32)),
-        Instance("tv_resnet50", lambda: torchvision_model("resnet50"), (1, 3, 224, 224)),
-        Instance("tv_mobilenet_v2", lambda: torchvision_model("mobilenet_v2"), (1, 3, 224, 224)),
-    )
+    **{name: Instance(name, partial(pretrained, name), (1, 3, 32, 32)) for name in WEIGHTS},
+    **{
+        f"tv_{name}": Instance(f"tv_{name}", partial(torchvision_model, name), (1, 3, 224, 224))
+        for name in TORCHVISION
+    },
 }

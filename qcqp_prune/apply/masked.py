@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
+from qcqp_prune.graph.export import canonical_names, eval_mode, export
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.graph.export import canonical_names, eval_mode, export
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
 Hook = Callable[[Node, Any], None]
@@ -92,7 +92,12 @@ class MaskedNetwork:
         raise UnsupportedOpError("the exported graph has no output: trace a model that returns something")
 
     def _evaluate(
-        self, module: GraphModule, node: Node, env: Mapping[Node, Any], inputs: Iterator[Any], dtype: torch.dtype | None
+        self,
+        module: GraphModule,
+        node: Node,
+        env: Mapping[Node, Any],
+        inputs: Iterator[Any],
+        dtype: torch.dtype | None,
     ) -> Any:
         if node.op == "placeholder":
             leaf = next(inputs)
@@ -121,7 +126,9 @@ def exported_module(program: ExportedProgram) -> GraphModule:
     module = program.module(**guards)
     assert isinstance(module, GraphModule)
     # Assertions on dtypes, which a comparison in double precision would break.
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+    for node in module.graph.find_nodes(
+        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+    ):
         module.graph.erase_node(node)
     module.recompile()
     return module

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.ops.joins import UNTAGGED
 from qcqp_prune.graph.ops.pooling import POOLING, SAMPLING, UPSAMPLING
+from qcqp_prune.graph.ops.reductions import ORDERED
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +127,9 @@ def _argument(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: 
         if argument.name == name:
             if name in kwargs:
                 return kwargs[name]
-            return args[position] if position < len(args) else default
+            if position < len(args):
+                return args[position]
+            return argument.default_value if argument.has_default_value() else default
     return default
 
 
@@ -138,12 +141,16 @@ def per_channel(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> V
 def channel_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     """Batch and instance norm: each channel for itself; statistics of the input are of kept entries."""
     source: Value = args[0]
-    own = _argument(target, args, kwargs, "use_input_stats", _argument(target, args, kwargs, "training", False))
+    own = _argument(
+        target, args, kwargs, "use_input_stats", _argument(target, args, kwargs, "training", False)
+    )
     if source.mask is None or not own:
         return per_channel(target, args, kwargs)
     dims = list(range(2, source.value.ndim))
     dims = dims if "instance" in target._schema.name else [0, *dims]
-    out = _normalised(source.value, source.mask, dims, _argument(target, args, kwargs, "eps", 1e-5), (None, None))
+    out = _normalised(
+        source.value, source.mask, dims, _argument(target, args, kwargs, "eps", 1e-5), (None, None)
+    )
     return _hold(_affine(target, args, kwargs, out), source.mask)
 
 
@@ -214,7 +221,9 @@ def pooled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, dims: 
     spatial = list(range(-dims, 0))
     channel = source.mask.amax(spatial, keepdim=True)
     if not bool((source.mask == channel).all()):
-        raise UnsupportedOpError("pooling over positions of which some are pruned: pass the layer in ignored_layers")
+        raise UnsupportedOpError(
+            "pooling over positions of which some are pruned: pass the layer in ignored_layers"
+        )
     if isinstance(out, Tensor):
         return _hold(out, channel.expand(out.shape))
     return [_hold(o, channel.expand(o.shape)) for o in out]
@@ -275,7 +284,9 @@ def vector_norm(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """Entries at zero add nothing to a norm of positive order."""
     order = _argument(target, args, kwargs, "ord", 2)
     if order <= 0 and args[0].mask is not None:
-        raise UnsupportedOpError(f"a norm of order {order} over pruned entries: pass the layer in ignored_layers")
+        raise UnsupportedOpError(
+            f"a norm of order {order} over pruned entries: pass the layer in ignored_layers"
+        )
     return reduction(target, args, kwargs, neutral=0.0)
 
 
@@ -291,7 +302,11 @@ def softmax(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value
 def _reduced(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[int], bool]:
     rank = args[0].value.ndim
     dims = _argument(target, args, kwargs, "dim", None)
-    dims = list(range(rank)) if dims in (None, []) else [d % rank for d in ([dims] if isinstance(dims, int) else dims)]
+    dims = (
+        list(range(rank))
+        if dims in (None, [])
+        else [d % rank for d in ([dims] if isinstance(dims, int) else dims)]
+    )
     return dims, bool(_argument(target, args, kwargs, "keepdim", False))
 
 
@@ -299,6 +314,21 @@ def _kept_count(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     dims, keepdim = _reduced(target, args, kwargs)
     mask: Tensor = args[0].mask
     return mask.sum(dims, keepdim=keepdim)
+
+
+def ordered(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Cumulative sums, sorting, flips: along dimensions of which nothing is removed."""
+    source: Value = args[0]
+    out = _run(target, args, kwargs)
+    if source.mask is None:
+        return pytree.tree_map_only(Tensor, Value, out)
+    dims = _argument(target, args, kwargs, "dim", _argument(target, args, kwargs, "dims", -1))
+    along = source.mask.amax(dims, keepdim=True)
+    if not bool((source.mask == along).all()):
+        raise UnsupportedOpError("ordering positions of which some are pruned: pass the layer in ignored_layers")
+    if isinstance(out, Tensor):
+        return _hold(out, along.expand(out.shape))
+    return [_hold(o, along.expand(o.shape)) for o in out]
 
 
 def glu(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
@@ -309,7 +339,7 @@ def glu(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     return _hold(out, None if source.mask is None else source.mask.chunk(2, dim)[0])
 
 
-def expand_as(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:  # noqa: ARG001 - one shape for all rules
+def expand_as(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     """Broadcast to the layout of another tensor, whose removed positions go with it."""
     out, layout = args[0].value.expand_as(args[1].value), args[1].mask
     mask = _both(_broadcast(args[0].mask, out.shape), layout)
@@ -321,20 +351,64 @@ def like(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     return _hold(_run(target, args, kwargs), args[0].mask)
 
 
-def item(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG001 - one shape for all rules
+def item(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One of several outputs."""
     return operator.getitem(args[0], args[1])
 
 
-_MOVES = (
-    "view reshape _unsafe_view flatten unflatten permute transpose swapaxes t numpy_T movedim squeeze unsqueeze cat "
-    "concat concatenate stack split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split slice narrow select "
-    "unbind repeat tile expand pixel_shuffle pixel_unshuffle channel_shuffle roll contiguous clone detach alias"
-).split()
-_SAME = "dropout feature_dropout alpha_dropout feature_alpha_dropout lift_fresh_copy lift_fresh to _to_copy".split()
+_MOVES = [
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "permute",
+    "transpose",
+    "swapaxes",
+    "t",
+    "numpy_T",
+    "movedim",
+    "squeeze",
+    "unsqueeze",
+    "cat",
+    "concat",
+    "concatenate",
+    "stack",
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unsafe_chunk",
+    "unsafe_split",
+    "tensor_split",
+    "slice",
+    "narrow",
+    "select",
+    "unbind",
+    "repeat",
+    "tile",
+    "expand",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "roll",
+    "contiguous",
+    "clone",
+    "detach",
+    "alias",
+]
+_SAME = [
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "to",
+    "_to_copy",
+]
 _NEUTRAL = {"sum": 0.0, "prod": 1.0, "amax": -math.inf, "max": -math.inf, "amin": math.inf, "min": math.inf}
 _NEUTRAL |= {"logsumexp": -math.inf}
-_LIKE = "zeros_like ones_like full_like".split()
+_LIKE = ["zeros_like", "ones_like", "full_like"]
 
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": move for name in _MOVES},
@@ -348,6 +422,7 @@ RULES: dict[str, Rule] = {
     **{f"aten::{name}": partial(reduction, neutral=x) for name, x in _NEUTRAL.items()},
     **{f"aten::{name}": variance for name in ("var", "std", "var_mean")},
     **{f"aten::{name}": softmax for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")},
+    **{f"aten::{name}": ordered for name in ORDERED},
     "aten::mean": mean,
     "aten::linalg_vector_norm": vector_norm,
     "aten::linear": partial(matrix, out_dim=-1),

@@ -18,9 +18,9 @@ from qcqp_prune.apply.masked import MaskedNetwork, exported_module
 from qcqp_prune.apply.masked_ops import Value
 from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.export import export
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.ops import joins, norms, pooling
-from qcqp_prune.graph.export import export
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
 _LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
@@ -46,7 +46,9 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     """
     module, call = _exported(model, graph)
     kept: dict[Node, Any] = {}
-    MaskedNetwork(model, graph, flat).run(module, call, hook=lambda node, value: kept.setdefault(node, _kept(value)))
+    MaskedNetwork(model, graph, flat).run(
+        module, call, hook=lambda node, value: kept.setdefault(node, _kept(value))
+    )
     modules = dict(small.named_modules())
     for node in list(module.graph.nodes):
         if node.op == "call_function" and not _as_module(module, node, modules, kept):
@@ -63,7 +65,9 @@ def _exported(model: nn.Module, graph: ChannelGraph) -> tuple[GraphModule, Any]:
     device = next(iter(model.parameters()), torch.zeros(0)).device
     call = make_inputs(graph, device=device)
     double = pytree.tree_map(lambda x: torch.cat([x, x]) if _has_batch(x, graph.batch) else x, call)
-    shapes = pytree.tree_map(lambda x: {0: torch.export.Dim.AUTO} if _has_batch(x, graph.batch) else None, call)
+    shapes = pytree.tree_map(
+        lambda x: {0: torch.export.Dim.AUTO} if _has_batch(x, graph.batch) else None, call
+    )
     args, kwargs = shapes
     try:
         names = list(inspect.signature(model.forward).parameters)
@@ -111,14 +115,20 @@ def _rooted(module: GraphModule, small: nn.Module) -> GraphModule:
     root = nn.Module()
     for node in module.graph.find_nodes(op="call_module"):
         _place(root, node.target, small.get_submodule(node.target))
-    for name, tensor in [*small.named_parameters(remove_duplicate=False), *small.named_buffers(remove_duplicate=False)]:
-        _place(root, name, tensor)  # unused ones too: they belong to the state dict
     for node in module.graph.find_nodes(op="get_attr"):
         if not node.users:
             module.graph.erase_node(node)
         else:
             _place(root, node.target, _find(small, node.target, _find(module, node.target, None)))
-    return GraphModule(root, module.graph)
+    result = GraphModule(root, module.graph)
+    # Tensors that the graph does not use belong to the state dict all the same.
+    for path, owner in small.named_modules(remove_duplicate=False):
+        tensors = {**owner._parameters, **owner._buffers}
+        for leaf, tensor in tensors.items():
+            if tensor is not None:
+                persistent = leaf not in owner._non_persistent_buffers_set
+                _place(result, f"{path}.{leaf}" if path else leaf, tensor, persistent=persistent)
+    return result
 
 
 def _find(module: nn.Module, path: str, default: Any) -> Any:
@@ -130,14 +140,14 @@ def _find(module: nn.Module, path: str, default: Any) -> Any:
     return current
 
 
-def _place(root: nn.Module, path: str, value: Any) -> None:
+def _place(root: nn.Module, path: str, value: Any, *, persistent: bool = True) -> None:
     *parents, leaf = path.split(".")
     for name in parents:
         if not hasattr(root, name):
             root.add_module(name, nn.Module())
         root = getattr(root, name)
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        root.register_buffer(leaf, value)
+        root.register_buffer(leaf, value, persistent=persistent)
     elif not hasattr(root, leaf):
         setattr(root, leaf, value)
 
@@ -146,8 +156,10 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
     """Replace the sizes written into one call by the kept ones."""
     name = op_name(node).removeprefix("aten::")
     out = kept.get(node)
-    if name in ("view", "reshape", "_unsafe_view", "expand", "_reshape_alias"):
+    if name in ("view", "reshape", "_unsafe_view", "_reshape_alias"):
         _set(node, 1, _sizes(node.args[1], out))
+    elif name == "expand":
+        _set(node, 1, _sizes(node.args[1], [kept_after_joins(node, kept, d) for d in range(len(out))]))
     elif name == "unflatten":
         dim = int(node.args[1]) % (len(out) - len(node.args[2]) + 1)  # type: ignore[arg-type]
         _set(node, 2, _sizes(node.args[2], out[dim:]))
@@ -157,7 +169,7 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
         _patch_slice(node, kept, name)
     elif name in ("pad", "constant_pad_nd"):
         _patch_pad(node, kept)
-    elif name == "layer_norm":
+    elif name in ("layer_norm", "rms_norm"):
         shape = node.args[1]
         _set(node, 1, _sizes(shape, out[-len(shape) :]))  # type: ignore[arg-type]
     elif name == "group_norm" and node.args[1] == len(out[1]):
@@ -226,9 +238,9 @@ def _patch_pad(node: Node, kept: dict[Node, Any]) -> None:
 
 
 def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
-    """Which positions of padding survive: those that the tensors it is added to keep.
+    """Which positions of padding or of an expansion survive: those that the tensors it is joined with keep.
 
-    Padding itself is always kept by the masks; what it is joined with decides. It is followed through operators that
+    Such positions are always kept by the masks; what they are joined with decides. It is followed through operators that
     leave every position where it is.
     """
     along: BoolArray = kept[node][dim]

@@ -79,7 +79,9 @@ def shrink_and_verify(
                 f"the smaller {graph.model} does not compute what the masked network does ({failure}): its forward has "
                 'shapes written into it; use realisation="graph"'
             )
-        logger.info("%s: the modules' own forward does not fit (%s); rewriting its graph", graph.model, failure)
+        logger.info(
+            "%s: the modules' own forward does not fit (%s); rewriting its graph", graph.model, failure
+        )
     module = rewritten(model, small, graph, flat)
     why = f"the model's own forward does not fit the smaller shapes ({failure})" if failure else "asked for"
     return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=why)
@@ -103,4 +105,15 @@ def _verified(
             f"{tolerance:.0e}): report it with the model"
         )
     counted = check_counts(graph, flat, small, oracle.call, [*known_resources().values(), *resources])
-    return Verification(counted, error, tolerance, str(dtype).removeprefix("torch."), realisation, note)
+    checked = Verification(
+        counted,
+        error,
+        tolerance,
+        str(dtype).removeprefix("torch."),
+        realisation,
+        note,
+        oracle.input_dependence,
+    )
+    if checked.caution:
+        logger.warning("%s: %s", graph.model, checked.caution)
+    return checked

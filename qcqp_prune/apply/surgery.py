@@ -50,7 +50,9 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
     Raises:
         MaskMismatchError: the model's tensors do not have the shapes that the graph knows.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
     pieces = {}
     for spec in graph.tensors:
         tensor = tensors.get(spec.name)
@@ -89,7 +91,9 @@ def _kept_segments(spec: TensorSpec, tensor: Tensor, kept: list[BoolArray | None
         if r.any() and c.any():
             parts.append(block[torch.from_numpy(np.flatnonzero(r))][:, torch.from_numpy(np.flatnonzero(c))])
     if len({p.shape for p in parts}) != 1:
-        raise MaskMismatchError(f"the masks keep unequal counts in the groups of {spec.name}: take masks from solve()")
+        raise MaskMismatchError(
+            f"the masks keep unequal counts in the groups of {spec.name}: take masks from solve()"
+        )
     return torch.cat(parts)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from qcqp_prune.errors import PlanError
 
+_FACTOR = 100.0
+"""Outputs must vary with the input by this many tolerances for their agreement to mean something."""
+
 
 @dataclass(frozen=True)
 class Count:
@@ -30,6 +33,8 @@ class Verification:
         dtype: dtype in which outputs were compared.
         realisation: ``modules`` (the user's own classes) or ``graph`` (a rewritten graph module).
         note: why the realisation is not the modules.
+        input_dependence: how much the masked network's outputs vary between two random inputs, relative to the
+            largest output; None where it was not measured. Close to 0, equal outputs prove little.
     """
 
     counts: tuple[Count, ...]
@@ -38,6 +43,17 @@ class Verification:
     dtype: str
     realisation: str = "modules"
     note: str = field(default="")
+    input_dependence: float | None = None
+
+    @property
+    def caution(self) -> str:
+        """Why ``max_relative_error`` proves little here; empty where it does prove something."""
+        if self.input_dependence is None or self.input_dependence > _FACTOR * self.tolerance:
+            return ""
+        return (
+            f"outputs vary by only {self.input_dependence:.1e} of their size between two random inputs, so that they "
+            "agree proves little: verify with trained weights and batch norm statistics"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``; ``from_json`` gives it back."""

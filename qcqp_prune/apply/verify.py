@@ -13,8 +13,8 @@ from qcqp_prune.apply.masked import MaskedNetwork, exported_module, model_output
 from qcqp_prune.apply.verification import Count
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
-from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.export import eval_mode, export
+from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.program.problem import Resource
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -28,15 +28,29 @@ class Oracle:
         device = next(iter(model.parameters()), torch.zeros(0)).device
         self.call = make_inputs(graph, seed=seed, device=device)
         self.network = MaskedNetwork(model, graph, flat)
-        module = exported_module(export(model, self.call))
+        self._module = exported_module(export(model, self.call))
         try:
             self.dtype: torch.dtype | None = torch.float64
-            self.outputs = self.network.run(module, _cast(self.call, torch.float64))
+            self.outputs = self._run(self.call)
             _outputs(model, self.call, torch.float64)
         except RuntimeError:
             # A dtype is written into this forward: compare in the network's own.
             self.dtype = None
-            self.outputs = self.network.run(module, self.call)
+            self.outputs = self._run(self.call)
+        self.input_dependence = self._input_dependence(make_inputs(graph, seed=seed + 1, device=device))
+
+    def _run(self, call: Any) -> list[Any]:
+        return self.network.run(self._module, call if self.dtype is None else _cast(call, self.dtype))
+
+    def _input_dependence(self, other: Any) -> float:
+        """Largest change of the outputs with the input, relative to the largest output."""
+        worst = 0.0
+        for a, b in zip(self.outputs, self._run(other), strict=True):
+            if isinstance(a, Tensor) and a.shape == b.shape and a.numel():
+                scale = float(a.double().abs().max())
+                change = float((a.double() - b.double()).abs().max())
+                worst = max(worst, change / scale if scale > 0 else 0.0)
+        return worst
 
     def error(self, small: nn.Module) -> tuple[float, torch.dtype]:
         """Largest relative error of a candidate, and the dtype of the comparison."""
@@ -61,7 +75,10 @@ def check_counts(
         measure = getattr(resource, "measure", None)
         if measure is None:
             continue
-        count = Count(resource.name, resource.unit, resource.form(graph).evaluate(kept), measure(small, call))
+        predicted = resource.form(graph).evaluate(kept)
+        count = Count(
+            resource.name, resource.unit, predicted, _measured(measure, graph, small, call, predicted)
+        )
         if count.measured != count.predicted:
             raise VerificationError(
                 f"{count.resource}: predicted {count.predicted:,} {count.unit}, measured {count.measured:,} on the "
@@ -69,6 +86,23 @@ def check_counts(
             )
         counts.append(count)
     return tuple(counts)
+
+
+def _measured(measure: Any, graph: ChannelGraph, small: nn.Module, call: Any, expected: int) -> int:
+    """A count of the traced batch, for one sample; of one sample alone where something does not grow with the batch."""
+    try:
+        measured = int(measure(small, call))
+    except ValueError:
+        measured = -1
+    if measured != expected and graph.batch > 1:
+        one = pytree.tree_map_only(
+            Tensor, lambda x: x[:1] if x.ndim and x.shape[0] == graph.batch else x, call
+        )
+        try:
+            return int(measure(small, one))
+        except (RuntimeError, ValueError, AssertionError):  # a forward that takes the traced batch only
+            return measured
+    return measured
 
 
 def _outputs(model: nn.Module, call: Any, dtype: torch.dtype) -> list[Any]:

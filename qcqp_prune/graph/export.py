@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch._C import DispatchKey
-from torch.export import ExportedProgram, default_decompositions
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from qcqp_prune.errors import TraceError
+from qcqp_prune.graph.decompose import decomposed
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
-logger = logging.getLogger(__name__)
-
-_WHOLE = {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::scaled_dot_product_attention"}
-"""Never decomposed: they would unroll over time, or hide the cost that is known of the whole."""
-
-_ROUNDS = 4
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
@@ -43,7 +36,9 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
         TraceError: the model is scripted, does not run on the inputs, or does not export.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("the model is a scripted module, which cannot be traced: pass the nn.Module it was made from")
+        raise TraceError(
+            "the model is a scripted module, which cannot be traced: pass the nn.Module it was made from"
+        )
     if not isinstance(model, nn.Module):
         raise TraceError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
     args, kwargs = call
@@ -56,7 +51,7 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
                 "give inputs of the shape, type and device that its forward takes"
             ) from error
         try:
-            return decomposed(torch.export.export(model, args, kwargs, strict=False, **options))
+            return decomposed(torch.export.export(model, args, kwargs, strict=False, **options), _is_known)
         except Exception as error:  # torch.export raises many kinds
             raise TraceError(
                 f"{type(model).__name__} runs but torch.export cannot follow its forward ({_first_line(error)}): "
@@ -64,31 +59,8 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
             ) from error
 
 
-def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The same program, in which operators without a handler are written in simpler ones where PyTorch knows how."""
-    table = default_decompositions()
-    tried: set[Any] = set()
-    for _ in range(_ROUNDS):
-        unknown = {node.target for node in program.graph.nodes if _is_unknown(node)} - tried
-        tried |= unknown
-        rules = {op: table[op] for op in unknown if op in table}
-        if not rules and not any(op.has_kernel_for_dispatch_key(_IMPLICIT) for op in unknown):
-            break
-        try:
-            program = program.run_decompositions(rules)
-        except Exception as error:  # noqa: BLE001 - of many kinds; the operator is then kept whole and reported
-            logger.debug("cannot decompose %s: %s", [str(op) for op in unknown], error)
-            break
-    return program
-
-
-_IMPLICIT = DispatchKey.CompositeImplicitAutograd
-
-
-def _is_unknown(node: Node) -> bool:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return op_name(node) not in HANDLERS and op_name(node) not in _WHOLE and not is_pointwise(node)
+def _is_known(node: Node) -> bool:
+    return op_name(node) in HANDLERS or is_pointwise(node)
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

@@ -51,7 +51,9 @@ class Grouping:
         return self._lookup[self.table.classes()[labels]]
 
 
-def group_units(table: LabelTable, layers: list[NamedLayer], tensors: Mapping[str, Axes], limits: Limits) -> Grouping:
+def group_units(
+    table: LabelTable, layers: list[NamedLayer], tensors: Mapping[str, Axes], limits: Limits
+) -> Grouping:
     """Number the units and gather like ones into groups.
 
     Units are alike when they occupy the same dimensions equally often, within the same runs: then every resource
@@ -76,7 +78,9 @@ class _Draft:
         active = np.unique(np.concatenate([np.zeros(0, np.int64), *(self.classes[s] for s in sides)]))
         dims = [labels for axes in tensors.values() for labels in axes if labels is not None]
         dims = [d for d in dims if np.isin(self.classes[d], active).any()]
-        made = np.unique(np.concatenate([np.zeros(0, np.int64), *(self.classes[x.out_labels] for x in layers)]))
+        made = np.unique(
+            np.concatenate([np.zeros(0, np.int64), *(self.classes[x.out_labels] for x in layers)])
+        )
         for c in np.unique(np.concatenate([active, *(self.classes[d] for d in dims)])).tolist():
             if c not in self.reasons and not np.isin(c, made):
                 self.reasons[c] = "no layer makes it"
@@ -191,10 +195,18 @@ class Limits:
         for name, amount in (("round_to", self.round_to), ("min_keep", self.min_keep)):
             for value in amount.values() if isinstance(amount, Mapping) else [amount]:
                 share = name == "min_keep" and isinstance(value, float) and 0 <= value <= 1
-                whole = isinstance(value, int) and not isinstance(value, bool) and value >= (name == "round_to")
+                whole = (
+                    isinstance(value, int) and not isinstance(value, bool) and value >= (name == "round_to")
+                )
                 if not (share or whole):
-                    kind = "a positive integer" if name == "round_to" else "a number of channels or a share up to 1.0"
-                    raise InvalidOptionError(f"{name}={value!r}: give {kind}, or a mapping from layer globs to such")
+                    kind = (
+                        "a positive integer"
+                        if name == "round_to"
+                        else "a number of channels or a share up to 1.0"
+                    )
+                    raise InvalidOptionError(
+                        f"{name}={value!r}: give {kind}, or a mapping from layer globs to such"
+                    )
 
     def globs(self) -> list[str]:
         """Every layer glob used, to be checked against the layers that exist."""
@@ -216,7 +228,11 @@ class Limits:
         self._keep_nonempty(groups, draft)
         for g, group in enumerate(groups):
             if group.frozen_reason is None and len(group.counts()) == 1:
-                why = "its last channel" if group.width == 1 else f"min_keep or round_to leaves none of {group.width} free"
+                why = (
+                    "its last channel"
+                    if group.width == 1
+                    else f"min_keep or round_to leaves none of {group.width} free"
+                )
                 groups[g] = replace(group, frozen_reason=f"{why}")
 
     @staticmethod
@@ -257,5 +273,3 @@ def matches(name: str, pattern: str) -> bool:
 
 def _prefixes(name: str) -> Iterable[int]:
     return (i for i, character in enumerate(name) if character == ".")
-
-

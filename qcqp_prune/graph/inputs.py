@@ -40,7 +40,10 @@ def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, A
 def is_call(inputs: Any) -> bool:
     """Whether inputs are already ``(args, kwargs)``."""
     return (
-        isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict)
+        isinstance(inputs, tuple)
+        and len(inputs) == 2
+        and isinstance(inputs[0], tuple)
+        and isinstance(inputs[1], dict)
     )
 
 
@@ -84,7 +87,9 @@ def make_inputs(
     try:
         tree = pytree.treespec_loads(graph.input_tree)
     except (ValueError, NotImplementedError) as error:
-        raise PlanError(f"the graph's description of its inputs cannot be read ({error}): trace again") from error
+        raise PlanError(
+            f"the graph's description of its inputs cannot be read ({error}): trace again"
+        ) from error
     args, kwargs = pytree.tree_unflatten(leaves, tree)
     return args, kwargs
 
@@ -95,4 +100,6 @@ def _make(spec: InputSpec, generator: torch.Generator, device: torch.device | st
     dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(spec.shape, generator=generator).to(device=device, dtype=dtype)
-    return torch.randint(spec.low, spec.high + 1, spec.shape, generator=generator).to(device=device, dtype=dtype)
+    return torch.randint(spec.low, spec.high + 1, spec.shape, generator=generator).to(
+        device=device, dtype=dtype
+    )

@@ -15,7 +15,7 @@ from torch.fx import Node
 from qcqp_prune.errors import UnknownLayerError
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.channels import Attribute, ChannelGraph, IntArray, Layer, TensorSpec
-from qcqp_prune.graph.export import canonical_names, eval_mode, export, state_placeholders
+from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.ops import HANDLERS
@@ -69,7 +69,9 @@ def trace(
     return _assemble(model, walk, layers, grouping, call, names)
 
 
-def _walk(walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str], table: Mapping[str, Handler]) -> None:
+def _walk(
+    walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str], table: Mapping[str, Handler]
+) -> None:
     for node in program.graph.nodes:
         if node.op == "placeholder":
             is_input = node.name in program.graph_signature.user_inputs
@@ -160,7 +162,9 @@ def _require_match(pattern: str, layers: list[str], model: nn.Module) -> None:
             "name a layer that has a weight matrix"
         )
     near = difflib.get_close_matches(pattern, [*layers, *modules], n=1, cutoff=0.0)
-    raise UnknownLayerError(f"no layer is called {pattern!r}: did you mean {near[0]!r}?" if near else "no layers")
+    raise UnknownLayerError(
+        f"no layer is called {pattern!r}: did you mean {near[0]!r}?" if near else "no layers"
+    )
 
 
 def _with_segments(walk: Walk) -> dict[str, Axes]:

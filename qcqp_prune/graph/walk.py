@@ -53,7 +53,10 @@ class FoundAttribute:
 
 
 class Walk:
-    """State of one walk in execution order. Handlers read arguments and labels here, and record what they find."""
+    """State of one walk in execution order. Handlers read arguments and labels here, and record what they find.
+
+    ``repeated`` holds the dimensions (from the end) along which a tensor is one position, broadcast over many.
+    """
 
     def __init__(self, model: torch.nn.Module, tensors: Mapping[str, str], batch: int) -> None:
         """Start a walk.
@@ -69,6 +72,7 @@ class Walk:
         self.segmented: dict[str, tuple[int, IntArray]] = {}
         self.tensor_axes: dict[str, Axes] = {}
         self.notes: list[Note] = []
+        self.repeated: dict[Node, frozenset[int]] = {}
         self.batch = batch
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._tensors = tensors
@@ -179,7 +183,9 @@ class Walk:
         found = []
         for name, value in values.items():
             scalar = not isinstance(value, list | tuple)
-            parts = cast("tuple[IntArray | int, ...]", (value,) if scalar else tuple(cast(Sequence[Any], value)))
+            parts = cast(
+                "tuple[IntArray | int, ...]", (value,) if scalar else tuple(cast(Sequence[Any], value))
+            )
             now = tuple(p if isinstance(p, int) else len(p) for p in parts)
             present = getattr(module, name, None)
             if present != (now[0] if scalar else now) and not (not scalar and _as_tuple(present) == now):

@@ -175,7 +175,10 @@ class CountFormBuilder:
         if not first or not second or not coefficient:
             return
         scales = [math.gcd(*axis.values()) for axis in (first, second)]
-        sums = [_shares({g: n // k for g, n in axis.items()}) for axis, k in zip((first, second), scales, strict=True)]
+        sums = [
+            _shares({g: n // k for g, n in axis.items()})
+            for axis, k in zip((first, second), scales, strict=True)
+        ]
         key = (min(sums), max(sums))
         self._products[key] = self._products.get(key, 0) + coefficient * scales[0] * scales[1]
 

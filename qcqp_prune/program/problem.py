@@ -13,7 +13,13 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from qcqp_prune.errors import InfeasibleError, InvalidBudgetError, InvalidScoreError, NothingToPruneError
+from qcqp_prune.errors import (
+    InfeasibleError,
+    InvalidBudgetError,
+    InvalidOptionError,
+    InvalidScoreError,
+    NothingToPruneError,
+)
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Group, IntArray
 from qcqp_prune.program.forms import CountForm, PairwiseForm
 
@@ -132,7 +138,7 @@ class PruningProblem:
             row = BudgetRow(name, resource.unit, form, dense, form.evaluate(counts))
             rows.append(replace(row, limit=parsed[name].limit(dense)) if name in parsed else row)
         problem = cls(graph, objective, tuple(rows))
-        problem._require_feasible()
+        problem.require_feasible()
         return problem
 
     @property
@@ -149,7 +155,8 @@ class PruningProblem:
         counts = self.counts(mask)
         return {row.resource: row.form.evaluate(counts) for row in self.rows}
 
-    def _require_feasible(self) -> None:
+    def require_feasible(self) -> None:
+        """Raise ``InfeasibleError`` where even the least allowed counts exceed a budget."""
         short = [r for r in self.budgeted if r.limit is not None and r.limit < r.smallest]
         if not short:
             return
@@ -186,6 +193,11 @@ def allowed_counts(groups: Sequence[Group]) -> list[list[int]]:
     for group in groups:
         if group.tie is not None:
             shared[group.tie] = shared.get(group.tie, set(group.counts())) & set(group.counts())
+            if not shared[group.tie]:
+                raise InvalidOptionError(
+                    f"{group.id} must keep as many units as {group.tie}, and no count suits both: change round_to or "
+                    "min_keep for one of them"
+                )
     return [sorted(shared[g.tie]) if g.tie is not None else g.counts() for g in groups]
 
 

@@ -10,6 +10,7 @@ from qcqp_prune.graph.export import eval_mode
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
 from qcqp_prune.graph.unknown import OutputBytes
 
+
 def measured_macs(module: nn.Module, example_inputs: ExampleInputs) -> int:
     """Multiply-adds of one sample; ``torch.utils.flop_counter`` counts two FLOPs for each."""
     args, kwargs = as_call(example_inputs)

@@ -7,10 +7,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from qcqp_prune.errors import BackendError, InfeasibleError, InvalidOptionError, NoIncumbentError
+from qcqp_prune.errors import BackendError, InvalidOptionError, NoIncumbentError
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import BoolArray
-from qcqp_prune.program.problem import PruningProblem, least_counts
+from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.auto import run_auto
 from qcqp_prune.solve.backend import Backend, get_backend, require_available, require_capable
@@ -70,7 +70,7 @@ def solve(
     given = {"time_limit": time_limit, "gap_limit": gap_limit, "seed": seed, "threads": threads}
     base = options or SolveOptions()
     base = replace(base, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
-    require_feasible(problem)
+    problem.require_feasible()
     program = Program.from_problem(problem)
     notes: list[str] = []
     if warm_start is not None:
@@ -88,21 +88,6 @@ def solve(
         _run(held, solver)
         interrupted = stop()
     return _report(held, base, interrupted)
-
-
-def require_feasible(problem: PruningProblem) -> None:
-    """Raise ``InfeasibleError`` where even the least allowed counts exceed a budget: no resource falls with a count."""
-    counts = least_counts(problem.graph.groups)
-    for row in problem.budgeted:
-        least = row.form.evaluate(counts)
-        if row.limit is not None and least > row.limit:
-            raise InfeasibleError(
-                f"no selection meets the budget of {row.limit:,} {row.unit} ({row.resource}): the smallest attainable "
-                f"use is {least:,}. Raise the budget to at least that, or lower min_keep or round_to",
-                resource=row.resource,
-                limit=row.limit,
-                smallest=least,
-            )
 
 
 def _run(held: Held, solver: str | Backend) -> None:

@@ -99,7 +99,9 @@ def _readable(walk: Walk, node: Node, source: Node, dim: int) -> IntArray:
     labels = walk.axis(source, dim)
     if labels is None:
         labels = walk.table.fresh(walk.shape(source)[dim])
-        walk.table.freeze(labels, "reads a dimension that carries no channels, or that no handler could follow")
+        walk.table.freeze(
+            labels, "reads a dimension that carries no channels, or that no handler could follow"
+        )
     return labels
 
 
@@ -143,13 +145,17 @@ def _grouped(walk: Walk, node: Node, weight: Node, in_labels: IntArray, groups: 
     else:
         _, first = walk.segmented.setdefault(name, (groups, listed))
         walk.table.merge(first, listed, UNFOLLOWED_WEIGHT)
-    walk.table.freeze(walk.axis(weight, 1) if local > 1 else None, "local to the groups of a grouped convolution")
+    walk.table.freeze(
+        walk.axis(weight, 1) if local > 1 else None, "local to the groups of a grouped convolution"
+    )
     ins, outs = in_labels.reshape(groups, -1), out_labels.reshape(groups, -1)
     if ins.shape[1] == 1 or outs.shape[1] == 1:
         walk.table.merge_columns(np.concatenate([ins, outs], axis=1).T)
     else:
         for labels in (in_labels, out_labels):
-            walk.table.add_runs(labels, groups, "a grouped convolution keeps equally many channels in each group")
+            walk.table.add_runs(
+                labels, groups, "a grouped convolution keeps equally many channels in each group"
+            )
     return out_labels
 
 

@@ -12,25 +12,30 @@ def pointwise(walk: Walk, node: Node) -> Axes:
     """Aligned from the right as in broadcasting, equal dimensions are tied position by position.
 
     A dimension of size 1 is repeated, so its one position stays; an input whose dimension is not tracked keeps the
-    others' whole.
+    others' whole, unless it was itself repeated.
     """
     shape = walk.shape(node)
-    inputs = [(walk.shape(n), walk.axes(n)) for n in walk.tensor_inputs(node)]
+    inputs = walk.tensor_inputs(node)
     out: Axes = []
-    for back in range(len(shape), 0, -1):
-        size = shape[-back]
-        sides = [(s[-back], a[-back]) for s, a in inputs if len(s) >= back]
-        out.append(_join(walk, size, sides))
+    repeated = set()
+    for back in range(-len(shape), 0):
+        present = [n for n in inputs if len(walk.shape(n)) >= -back]
+        for n in present:
+            if walk.shape(n)[back] != shape[back]:
+                walk.table.freeze(walk.axis(n, back), "a single channel is broadcast over many")
+        full = [n for n in present if walk.shape(n)[back] == shape[back]]
+        own = [n for n in full if back not in walk.repeated.get(n, ())]
+        if not own:
+            repeated.add(back)
+        out.append(_joined(walk, [walk.axis(n, back) for n in own or full]))
+    if repeated:
+        walk.repeated[node] = frozenset(repeated)
     return out
 
 
-def _join(walk: Walk, size: int, sides: list[tuple[int, Labels]]) -> Labels:
-    for side, labels in sides:
-        if side != size:
-            walk.table.freeze(labels, "a single channel is broadcast over many")
-    full = [labels for side, labels in sides if side == size]
-    joined = full[0]
-    for labels in full[1:]:
+def _joined(walk: Walk, sides: list[Labels]) -> Labels:
+    joined = sides[0]
+    for labels in sides[1:]:
         joined = walk.table.merge(joined, labels, "joined with a tensor that no handler could follow")
     return joined
 
@@ -55,15 +60,61 @@ def factory(walk: Walk, node: Node) -> Axes:
     return [None] * len(walk.shape(node))
 
 
-UNTAGGED = "hardtanh relu6 hardswish silu mish where clamp log_sigmoid rrelu celu selu threshold nan_to_num".split()
+UNTAGGED = [
+    "hardtanh",
+    "relu6",
+    "hardswish",
+    "silu",
+    "mish",
+    "where",
+    "clamp",
+    "log_sigmoid",
+    "rrelu",
+    "celu",
+    "selu",
+    "threshold",
+    "nan_to_num",
+]
 """Pointwise, though PyTorch does not tag all their overloads so."""
 
-_FACTORIES = "zeros ones full empty arange linspace scalar_tensor new_zeros new_ones new_full new_empty eye rand randn".split()
+_FACTORIES = [
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "arange",
+    "linspace",
+    "scalar_tensor",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "eye",
+    "rand",
+    "randn",
+]
 
-_SAME = (
-    "clone contiguous detach alias dropout feature_dropout alpha_dropout feature_alpha_dropout lift_fresh_copy "
-    "lift_fresh to _to_copy type_as zeros_like ones_like full_like rand_like randn_like empty_like"
-).split()
+_SAME = [
+    "clone",
+    "contiguous",
+    "detach",
+    "alias",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "to",
+    "_to_copy",
+    "type_as",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+    "empty_like",
+]
 
 HANDLERS: dict[str, Handler] = {f"aten::{name}": same for name in _SAME} | {
     "aten::glu": glu,

@@ -71,7 +71,9 @@ def prelu(walk: Walk, node: Node) -> Axes:
     if walk.shape(weight) == (1,):
         walk.table.freeze(walk.axis(weight, 0), "one slope for all channels")
     else:
-        bias(walk, weight, labels) if (labels := axes[1]) is not None else walk.freeze_inputs(node, UNFOLLOWED)
+        bias(walk, weight, labels) if (labels := axes[1]) is not None else walk.freeze_inputs(
+            node, UNFOLLOWED
+        )
         if labels is not None:
             walk.attribute(node, {"num_parameters": labels})
     return axes

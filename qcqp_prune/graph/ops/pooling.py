@@ -45,7 +45,14 @@ UPSAMPLING = {
 POOLING = {
     f"{name}{n}d{suffix}": n
     for n in (1, 2, 3)
-    for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "lp_pool")
+    for name in (
+        "max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "_adaptive_avg_pool",
+        "lp_pool",
+    )
     for suffix in ("", "_with_indices")
 }
 SAMPLING = ("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

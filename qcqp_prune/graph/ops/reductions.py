@@ -67,13 +67,24 @@ def ordered(walk: Walk, node: Node) -> Axes | list[Axes]:
     return [list(axes) for _ in value] if isinstance(value, list | tuple) else axes
 
 
-_REDUCTIONS = "mean sum amax amin prod logsumexp var std var_mean linalg_vector_norm".split()
-_ORDERED = "cumsum cumprod logcumsumexp cummax cummin flip sort topk".split()
+_REDUCTIONS = [
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "prod",
+    "logsumexp",
+    "var",
+    "std",
+    "var_mean",
+    "linalg_vector_norm",
+]
+ORDERED = ["cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "sort", "topk"]
 
 HANDLERS: dict[str, Handler] = {
     **{f"aten::{name}": reduction for name in _REDUCTIONS},
     **{f"aten::{name}": extremum for name in ("max", "min")},
     **{f"aten::{name}": by_position for name in ("argmax", "argmin")},
     **{f"aten::{name}": softmax for name in ("softmax", "log_softmax", "_softmax", "_log_softmax")},
-    **{f"aten::{name}": ordered for name in _ORDERED},
+    **{f"aten::{name}": ordered for name in ORDERED},
 }

@@ -190,7 +190,16 @@ def _freeze_plane(walk: Walk, axes: Axes) -> None:
 HANDLERS: dict[str, Handler] = {
     **{
         f"aten::{name}": view
-        for name in ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "_reshape_alias")
+        for name in (
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "view_as",
+            "reshape_as",
+            "_reshape_alias",
+        )
     },
     "aten::permute": permute,
     "aten::transpose": transpose,

@@ -26,7 +26,9 @@ def cat(walk: Walk, node: Node) -> Axes:
         else:
             joined = sides[0]
             for labels in sides[1:]:
-                joined = walk.table.merge(joined, labels, "concatenated with a tensor that no handler could follow")
+                joined = walk.table.merge(
+                    joined, labels, "concatenated with a tensor that no handler could follow"
+                )
             out.append(joined)
     return out
 
@@ -153,16 +155,21 @@ def repeat(walk: Walk, node: Node) -> Axes:
 
 
 def expand(walk: Walk, node: Node) -> Axes:
-    """Broadcast dimensions of size 1 without a copy."""
+    """Broadcast dimensions of size 1 without a copy: they follow what they are joined with later."""
     source = walk.tensor_inputs(node)[0]
     shape, out_shape = walk.shape(source), walk.shape(node)
     lead = len(out_shape) - len(shape)
     out: Axes = [None] * lead
-    for labels, size, target in zip(walk.axes(source), shape, out_shape[lead:], strict=True):
+    repeated = set(range(lead))
+    for d, (labels, size, target) in enumerate(
+        zip(walk.axes(source), shape, out_shape[lead:], strict=True), start=lead
+    ):
         if size != target:
             walk.table.freeze(labels, "a single position is broadcast over many")
             labels = None
+            repeated.add(d)
         out.append(labels)
+    walk.repeated[node] = frozenset(d - len(out) for d in repeated)
     return out
 
 
