@@ -23,8 +23,8 @@ def page() -> str:
     """The page as Markdown."""
     parts = [
         "# Results",
-        "This page is made by `python -m benchmarks.tables` from the files in `benchmarks/results/`. Each section names "
-        "the command that measured it.",
+        "This page is made by `python -m benchmarks.tables` from the files in `benchmarks/results/`. Each section "
+        "names the command that measured it.",
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Tracing and building", "footprint", _footprint),

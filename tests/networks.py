@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from qcqp_prune.apply.verification import Verification
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.problem import allowed_counts
+from qcqp_prune.resources import Macs, Memory, Params
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 MIXERS = (nn.LayerNorm, nn.GroupNorm, nn.Softmax, nn.CosineSimilarity)
@@ -75,6 +77,23 @@ def keep(graph: ChannelGraph, **kept: list[int]) -> Masks:
     return Masks.from_flat(graph, flat)
 
 
+def reasons(graph: ChannelGraph) -> dict[str, str | None]:
+    """Why each group is kept, None where it is not."""
+    return {g.id: g.frozen_reason for g in graph.groups}
+
+
+def widths(graph: ChannelGraph, *, free: bool = False) -> dict[str, int]:
+    """Units of each group; of those that may be pruned where ``free``."""
+    return {g.id: g.width for g in graph.groups if not free or g.frozen_reason is None}
+
+
+def uses(graph: ChannelGraph, masks: Masks | None = None) -> dict[str, int]:
+    """What each resource says of the masks, or of the whole network."""
+    flat = (masks or all_kept(graph)).flat(graph)
+    counts = np.bincount(graph.group_of_unit[flat], minlength=len(graph.groups))
+    return {r.name: r.form(graph).evaluate(counts) for r in (Macs(), Params(), Memory())}
+
+
 def entries_kept(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray:
     """Which entries of a tensor stay, in its shape."""
     out = np.ones(spec.shape, np.bool_)
@@ -99,12 +118,19 @@ def zeroed(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
     over channels, ...).
     """
     flat = masks.flat(graph)
-    full = copy.deepcopy(model)
+    full = copied(model)
     state = dict(full.named_parameters()) | dict(full.named_buffers())
     with torch.no_grad():
         for spec in graph.tensors:
             state[spec.name].masked_fill_(~torch.from_numpy(entries_kept(graph, spec, flat)), 0)
     return full
+
+
+def copied(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        # PyTorch copies a graph module by its own deprecated tree functions.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        return copy.deepcopy(model)
 
 
 def doubled(inputs: Any) -> Any:
@@ -117,7 +143,7 @@ def run(model: Any, inputs: Any) -> list[Tensor]:
     """Output tensors in double precision and eval mode, on a copy."""
     args = inputs if isinstance(inputs, tuple) else (inputs,)
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model).double().eval()
+        model = copied(model).double().eval()
     with torch.no_grad():
         out = pytree.tree_leaves(model(*doubled(args)))
     return [x.double() for x in out if isinstance(x, Tensor)]

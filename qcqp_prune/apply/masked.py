@@ -160,7 +160,8 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:
         return rule(node.target, args, kwargs)
-    if any(v.mask is not None and not bool(v.mask.all()) for v in values):
+    is_size = name.startswith("aten::sym_")
+    if not is_size and any(v.mask is not None and not bool(v.mask.all()) for v in values):
         raise UnsupportedOpError(
             f"{name} has no mask-aware version, yet something that it reads is pruned: pass its layers in ignored_layers"
         )

@@ -358,6 +358,8 @@ def item(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 _MOVES = [
     "view",
+    "view_as",
+    "reshape_as",
     "reshape",
     "_unsafe_view",
     "flatten",

@@ -45,14 +45,14 @@ class LabelTable:
     def __init__(self) -> None:
         self._size = 0
         self._edges: list[tuple[IntArray, IntArray]] = []
-        self._classes: IntArray | None = None
+        self._classes = np.zeros(0, np.int64)
+        self._resolved = 0
         self._frozen: list[tuple[IntArray, str]] = []
         self.runs: list[Runs] = []
         self.nonempty: list[IntArray] = []
 
     def fresh(self, size: int) -> IntArray:
         """New labels, merged with nothing."""
-        self._classes = None
         self._size += size
         return np.arange(self._size - size, self._size, dtype=np.int64)
 
@@ -71,7 +71,6 @@ class LabelTable:
             self.freeze(b, reason)
             return a if a is not None else b
         if a is not b:
-            self._classes = None
             self._edges.append((a, b))
         return a
 
@@ -91,12 +90,20 @@ class LabelTable:
         self.runs.append(Runs(labels, count, required, reason))
 
     def classes(self) -> IntArray:
-        """Class of each label, ``(size,)``, numbered from 0."""
-        if self._classes is None:
-            a = np.concatenate([np.zeros(0, np.int64), *(e[0] for e in self._edges)])
-            b = np.concatenate([np.zeros(0, np.int64), *(e[1] for e in self._edges)])
-            links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(self._size, self._size))
-            self._classes = connected_components(links, directed=False)[1].astype(np.int64)
+        """Class of each label, ``(size,)``, numbered from 0. Only what is new since the last call is resolved."""
+        known = len(self._classes)
+        if known < self._size:
+            first = int(self._classes.max(initial=-1)) + 1
+            new = np.arange(first, first + self._size - known, dtype=np.int64)
+            self._classes = np.concatenate([self._classes, new])
+        if self._resolved < len(self._edges):
+            a, b = (np.concatenate(side) for side in zip(*self._edges[self._resolved :], strict=True))
+            a, b = self._classes[a], self._classes[b]
+            count = int(self._classes.max()) + 1
+            links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
+            merged = connected_components(links, directed=False)[1].astype(np.int64)
+            self._classes = merged[self._classes]
+            self._resolved = len(self._edges)
         return self._classes
 
     def frozen_reasons(self) -> dict[int, str]:
@@ -110,5 +117,8 @@ class LabelTable:
 
     def is_frozen(self, labels: IntArray) -> bool:
         """Whether every position is frozen so far."""
-        reasons = self.frozen_reasons()
-        return all(c in reasons for c in self.classes()[labels].tolist())
+        classes = self.classes()
+        frozen = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
+        for some, _ in self._frozen:
+            frozen[classes[some]] = True
+        return bool(frozen[classes[labels]].all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -10,8 +11,8 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.axes import Axes, LabelTable, Runs
-from qcqp_prune.graph.channels import Group, IntArray
+from qcqp_prune.graph.axes import Axes, LabelTable
+from qcqp_prune.graph.channels import BoolArray, Group, IntArray
 
 Amount = int | float | Mapping[str, int | float]
 """A number of units, or a share of them where it is a float up to 1; or one for each layer glob."""
@@ -75,18 +76,22 @@ class _Draft:
         self.reasons = table.frozen_reasons()
         self.ties: dict[int, int] = {}
         sides = [labels for layer in layers for labels in (layer.out_labels, layer.in_labels)]
-        active = np.unique(np.concatenate([np.zeros(0, np.int64), *(self.classes[s] for s in sides)]))
+        active = self._present(sides)
         dims = [labels for axes in tensors.values() for labels in axes if labels is not None]
-        dims = [d for d in dims if np.isin(self.classes[d], active).any()]
-        made = np.unique(
-            np.concatenate([np.zeros(0, np.int64), *(self.classes[x.out_labels] for x in layers)])
-        )
-        for c in np.unique(np.concatenate([active, *(self.classes[d] for d in dims)])).tolist():
-            if c not in self.reasons and not np.isin(c, made):
-                self.reasons[c] = "no layer makes it"
-        self.parts = [p for p in table.nonempty if np.isin(self.classes[p], active).all()]
-        self.runs = [r for r in table.runs if np.isin(self.classes[r.labels], active).all()]
+        dims = [d for d in dims if active[self.classes[d]].any()]
+        unmade = self._present([*sides, *dims]) & ~self._present([x.out_labels for x in layers])
+        for c in np.flatnonzero(unmade).tolist():
+            self.reasons.setdefault(c, "no layer makes it")
+        self.parts = [p for p in table.nonempty if active[self.classes[p]].all()]
+        self.runs = [r for r in table.runs if active[self.classes[r.labels]].all()]
         self._number(sides, dims)
+
+    def _present(self, dims: list[IntArray]) -> BoolArray:
+        """Which classes occur in some of the dimensions, ``(classes,) bool``."""
+        present = np.zeros(int(self.classes.max(initial=-1)) + 1, np.bool_)
+        for labels in dims:
+            present[self.classes[labels]] = True
+        return present
 
     def _number(self, sides: list[IntArray], dims: list[IntArray]) -> None:
         """Groups by signature: the multiset of (place, positions in it) of each class."""
@@ -106,9 +111,17 @@ class _Draft:
 
     def composition(self, labels: IntArray) -> list[tuple[int, int]]:
         """Groups along a dimension in order of first appearance, with positions for each unit."""
-        groups = [self.group_of[int(c)] for c in self.classes[labels]]
-        shares = {g: groups.count(g) for g in dict.fromkeys(groups)}
+        shares = Counter(self.group_of[c] for c in self.classes[labels].tolist())
         return [(g, n // len(self.members[g]) if n >= len(self.members[g]) else 0) for g, n in shares.items()]
+
+    def tie(self, groups: list[int]) -> None:
+        """Ask that these groups, and all that are tied to one of them, keep equally many units."""
+        roots = {self.ties.get(g, g) for g in groups}
+        if len(roots) == 1:
+            return
+        for g in range(len(self.members)):
+            if self.ties.get(g, g) in roots:
+                self.ties[g] = min(roots)
 
     def reason(self, group: int) -> str | None:
         return self.reasons.get(self.members[group][0])
@@ -147,36 +160,35 @@ class _Draft:
 
 def _tie_runs(table: LabelTable, draft: _Draft) -> bool:
     """Tie the groups of each dimension that is divided into runs; True where labels changed and it must start over."""
+    changed = False
     for run in sorted(draft.runs, key=lambda r: not r.required):
         parts = run.labels.reshape(run.count, -1)
         compositions = [draft.composition(part) for part in parts]
         if not _alike(draft, compositions):
             if run.required:
                 table.merge_columns(parts)
-                return True
+                changed = True
             continue
-        for column in zip(*compositions, strict=True):
-            groups = [g for g, _ in column]
-            reasons = {draft.reason(g) for g in groups}
-            if len(reasons) > 1 and None in reasons:
-                if run.required:
-                    _freeze_run(table, run)
-                    return True
-                break
-            roots = sorted({draft.ties.get(g, g) for g in groups})
-            for g in range(len(draft.members)):
-                if draft.ties.get(g, g) in roots:
-                    draft.ties[g] = roots[0]
-    return False
+        columns = [[g for g, _ in column] for column in zip(*compositions, strict=True)]
+        if any(_partly_frozen(draft, groups) for groups in columns):
+            if run.required:
+                table.freeze(run.labels, f"{run.reason}, and some of them are kept for another reason")
+                changed = True
+            continue
+        if not changed:
+            for groups in columns:
+                draft.tie(groups)
+    return changed
+
+
+def _partly_frozen(draft: _Draft, groups: list[int]) -> bool:
+    reasons = [draft.reason(g) for g in groups]
+    return None in reasons and any(reason is not None for reason in reasons)
 
 
 def _alike(draft: _Draft, compositions: list[list[tuple[int, int]]]) -> bool:
     shapes = [[(len(draft.members[g]), n) for g, n in composition] for composition in compositions]
     return all(shape == shapes[0] and all(n > 0 for _, n in shape) for shape in shapes)
-
-
-def _freeze_run(table: LabelTable, run: Runs) -> None:
-    table.freeze(run.labels, f"{run.reason}, and some of them are kept for another reason")
 
 
 @dataclass(frozen=True)
@@ -228,12 +240,8 @@ class Limits:
         self._keep_nonempty(groups, draft)
         for g, group in enumerate(groups):
             if group.frozen_reason is None and len(group.counts()) == 1:
-                why = (
-                    "its last channel"
-                    if group.width == 1
-                    else f"min_keep or round_to leaves none of {group.width} free"
-                )
-                groups[g] = replace(group, frozen_reason=f"{why}")
+                few = f"min_keep or round_to leaves none of {group.width} free"
+                groups[g] = replace(group, frozen_reason="its last channel" if group.width == 1 else few)
 
     @staticmethod
     def _keep_nonempty(groups: list[Group], draft: _Draft) -> None:

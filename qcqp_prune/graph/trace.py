@@ -123,7 +123,7 @@ def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
     layers = []
     for found in walk.layers:
         path = walk.module_path(found.node)
-        owners = [alias.rpartition(".")[0] for alias in aliases.get(found.weight, [])]
+        owners = [_owner(alias) for alias in aliases.get(found.weight, [])]
         if found.weight:
             base = path if path in owners else (owners[0] or found.weight)
         else:
@@ -132,6 +132,12 @@ def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
         name = base if seen[base] == 1 else f"{base}@{seen[base]}"
         layers.append(NamedLayer(name, found.in_labels, found.out_labels))
     return layers
+
+
+def _owner(parameter: str) -> str:
+    """Path of the module that a parameter belongs to, whether or not it is parametrised."""
+    module, _, _ = parameter.rpartition(".")
+    return module.partition(".parametrizations.")[0]
 
 
 def _ignore(walk: Walk, model: nn.Module, ignored: Ignored, layers: list[NamedLayer]) -> None:
