@@ -63,7 +63,8 @@ def main() -> None:
         time_limit=20,
     )
     for line in report.budgets:
-        print(f"{line.resource}: {line.used:,} of {line.dense:,} {line.unit}, slack {line.slack}")
+        slack = "no budget" if line.slack is None else f"slack {line.slack:,}"
+        print(f"{line.resource}: {line.used:,} of {line.dense:,} {line.unit}, {slack}")
     print(f"worth {report.solve.objective:.4f}, at most {report.solve.bound:.4f}, gap {report.solve.gap:.3%}")
     for row in report.layers:
         print(f"{row.name:10} {row.inputs} -> {row.outputs} {row.why_not or ''}")

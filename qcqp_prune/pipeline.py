@@ -140,8 +140,11 @@ def prune(
     watch = watch or Watcher()
     clock = _Clock(watch)
     recovery = recovery or Recovery()
-    importance = importance or Magnitude()
-    dense = _measure(model, recovery, watch, clock, "dense")
+    importance = Magnitude() if importance is None else importance
+    if isinstance(importance, type) or not callable(importance):
+        raise InvalidOptionError(
+            f"importance is {importance!r}: give an object such as Magnitude(), or a function of model and graph"
+        )
     with clock("trace"):
         graph = trace(
             model, example_inputs, ignored_layers=ignored_layers, round_to=round_to, min_keep=min_keep
@@ -150,6 +153,7 @@ def prune(
     with clock("score"):
         objective = importance(model, graph)
         problem = PruningProblem.build(graph, objective, budgets, resources=resources)
+    dense = _measure(model, recovery, watch, clock, "dense")  # after all that may be refused
     with clock("solve"):
         wishes = _watched(options or SolveOptions(), watch)
         solved = solve(problem, solver, time_limit=time_limit, seed=seed, options=wishes)

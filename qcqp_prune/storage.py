@@ -84,6 +84,40 @@ def digest_of(data: Mapping[str, Any]) -> str:
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), default=_plain).encode())
 
 
+def require_free(path: StrPath, may_replace: Callable[[Path], bool]) -> None:
+    """Ask, before any work is done, whether ``new_folder`` could take this place; nothing is written.
+
+    Raises:
+        PlanError: something that may not be replaced stands there, or nothing can be written there.
+    """
+    target = Path(path).absolute()
+    if target.exists() and not (target.is_dir() and (_is_empty(target) or may_replace(target))):
+        kind = "holds something else" if target.is_dir() else "is a file"
+        raise PlanError(f"{target} {kind} and is left alone: give a folder that is new or empty")
+    _require_writable(target)
+
+
+def require_file_place(path: StrPath) -> None:
+    """Ask, before any work is done, whether a file could be written here; nothing is written.
+
+    Raises:
+        PlanError: a folder stands there, or nothing can be written there.
+    """
+    target = Path(path).absolute()
+    if target.is_dir():
+        raise PlanError(f"{target} is a folder: give the path of a file")
+    _require_writable(target)
+
+
+def _require_writable(target: Path) -> None:
+    """Refuse a path whose nearest folder that exists is none, or takes no new entry."""
+    above = next(folder for folder in target.parents if folder.exists() or folder == folder.parent)
+    if not above.is_dir():
+        raise PlanError(f"{target} cannot be written, {above} is a file: give another path")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PlanError(f"{target} cannot be written, {above} is not writable: give another path")
+
+
 @contextmanager
 def new_folder(path: StrPath, may_replace: Callable[[Path], bool]) -> Iterator[Path]:
     """A folder to fill, which takes its place under ``path`` once the block ends without an error.
@@ -95,10 +129,8 @@ def new_folder(path: StrPath, may_replace: Callable[[Path], bool]) -> Iterator[P
     Raises:
         PlanError: something that may not be replaced stands there.
     """
+    require_free(path, may_replace)
     target = Path(path).absolute()
-    if target.exists() and not (target.is_dir() and (_is_empty(target) or may_replace(target))):
-        kind = "holds something else" if target.is_dir() else "is a file"
-        raise PlanError(f"{target} {kind} and is left alone: give a folder that is new or empty")
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(target)
     aside.mkdir()

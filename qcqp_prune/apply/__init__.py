@@ -1,0 +1,1 @@
+"""From masks to a smaller network, and the proof that it is the right one."""

@@ -55,6 +55,7 @@ class MaskedNetwork:
         self._masks = {spec.name: tensor_mask(graph, spec, flat) for spec in graph.tensors}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, with everything that is removed held at zero."""
         module = exported_module(export(self._model, self._in_own_dtype((args, kwargs))))
         leaves = self.run(module, (args, kwargs))
         return pytree.tree_unflatten(leaves, module.graph._codegen.pytree_info.out_spec)  # type: ignore[attr-defined]
@@ -65,19 +66,27 @@ class MaskedNetwork:
         cast = lambda x: x.to(own) if x.is_floating_point() and own is not None else x  # noqa: E731
         return pytree.tree_map_only(Tensor, cast, call)
 
-    def run(self, module: GraphModule, call: ExampleInputs, hook: Hook | None = None) -> list[Any]:
+    def run(
+        self,
+        module: GraphModule,
+        call: ExampleInputs,
+        hook: Hook | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> list[Any]:
         """Interpret an exported module of this model.
 
         Args:
             module: from ``exported_module``.
-            call: ``(args, kwargs)``; floating inputs set the dtype of the computation.
+            call: ``(args, kwargs)``.
             hook: called with each node and its ``Value`` (or sequence of them).
+            dtype: of floating weights; the dtype of the floating inputs when None.
 
         Returns:
             The leaves of the output.
         """
         inputs = iter(pytree.tree_leaves(as_call(call)))
-        dtype = _dtype(call)
+        dtype = dtype or _dtype(call)
         env: dict[Node, Any] = {}
         last_use = _last_uses(module)
         with torch.no_grad():
@@ -163,7 +172,8 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     is_size = name.startswith("aten::sym_")
     if not is_size and any(v.mask is not None and not bool(v.mask.all()) for v in values):
         raise UnsupportedOpError(
-            f"{name} has no mask-aware version, yet something that it reads is pruned: pass its layers in ignored_layers"
+            f"{name} has no mask-aware version, yet something that it reads is pruned: "
+            "pass its layers in ignored_layers"
         )
     plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=_is_value)
     out = node.target(*plain_args, **plain_kwargs)  # type: ignore[operator]

@@ -105,7 +105,8 @@ def matrix(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, out_di
 
     Args:
         target: the operator.
-        args, kwargs: its arguments: input, weight, ...
+        args: its positional arguments: input, weight, ...
+        kwargs: its keyword arguments.
         out_dim: dimension of the output that holds channels, counted from the end.
     """
     out = _run(target, args, kwargs)
@@ -325,7 +326,9 @@ def ordered(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     dims = _argument(target, args, kwargs, "dim", _argument(target, args, kwargs, "dims", -1))
     along = source.mask.amax(dims, keepdim=True)
     if not bool((source.mask == along).all()):
-        raise UnsupportedOpError("ordering positions of which some are pruned: pass the layer in ignored_layers")
+        raise UnsupportedOpError(
+            "ordering positions of which some are pruned: pass the layer in ignored_layers"
+        )
     if isinstance(out, Tensor):
         return _hold(out, along.expand(out.shape))
     return [_hold(o, along.expand(o.shape)) for o in out]
@@ -367,6 +370,8 @@ _MOVES = [
     "permute",
     "transpose",
     "swapaxes",
+    "swapdims",
+    "moveaxis",
     "t",
     "numpy_T",
     "movedim",

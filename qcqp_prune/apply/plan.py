@@ -29,6 +29,7 @@ from qcqp_prune.storage import (
     library_version,
     new_folder,
     read_json,
+    require_free,
     sha256,
     write_bytes,
     write_json,
@@ -89,6 +90,15 @@ def save(small: nn.Module, folder: StrPath, *, graph: ChannelGraph, masks: Masks
         write_bytes(aside / WEIGHTS, content)
         write_json(aside / PLAN, plan.to_json())
     return Path(folder)
+
+
+def require_place(folder: StrPath) -> None:
+    """Ask, before any work is done, whether ``save`` could write this folder; nothing is written.
+
+    Raises:
+        PlanError: something else stands there, or nothing can be written there.
+    """
+    require_free(folder, _is_plan)
 
 
 def load(folder: StrPath, model: nn.Module | Constructor) -> nn.Module:

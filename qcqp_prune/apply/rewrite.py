@@ -155,7 +155,7 @@ def _place(root: nn.Module, path: str, value: Any, *, persistent: bool = True) -
 def _patch(node: Node, kept: dict[Node, Any]) -> None:
     """Replace the sizes written into one call by the kept ones."""
     name = op_name(node).removeprefix("aten::")
-    out = kept.get(node)
+    out: Any = kept.get(node)
     if name in ("view", "reshape", "_unsafe_view", "_reshape_alias"):
         _set(node, 1, _sizes(node.args[1], out))
     elif name == "expand":
@@ -240,8 +240,8 @@ def _patch_pad(node: Node, kept: dict[Node, Any]) -> None:
 def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
     """Which positions of padding or of an expansion survive: those that the tensors it is joined with keep.
 
-    Such positions are always kept by the masks; what they are joined with decides. It is followed through operators that
-    leave every position where it is.
+    Such positions are always kept by the masks; what they are joined with decides. It is followed through operators
+    that leave every position where it is.
     """
     along: BoolArray = kept[node][dim]
     seen, front = {node}, list(node.users)

@@ -30,8 +30,8 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
             )
         if group.tie is not None and ties.setdefault(group.tie, count) != count:
             raise MaskMismatchError(
-                f"the masks keep {count} units of {group.id} and {ties[group.tie]} of {group.tie}, which must be equal: "
-                "take masks from solve()"
+                f"the masks keep {count} units of {group.id} and {ties[group.tie]} of {group.tie}, which must be "
+                "equal: take masks from solve()"
             )
     for layer in graph.layers:
         for side, axis in (("inputs", layer.in_axis), ("outputs", layer.out_axis)):
@@ -134,5 +134,5 @@ def copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (TypeError, RuntimeError, pickle.PickleError) as error:
         raise MaskMismatchError(
-            f"the model cannot be copied ({error}): rebuild it with its constructor and load its state dict before pruning"
+            f"the model cannot be copied ({error}): rebuild it with its constructor and load its state dict first"
         ) from error

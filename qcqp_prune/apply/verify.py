@@ -40,7 +40,9 @@ class Oracle:
         self.input_dependence = self._input_dependence(make_inputs(graph, seed=seed + 1, device=device))
 
     def _run(self, call: Any) -> list[Any]:
-        return self.network.run(self._module, call if self.dtype is None else _cast(call, self.dtype))
+        if self.dtype is None:
+            return self.network.run(self._module, call)
+        return self.network.run(self._module, _cast(call, self.dtype), dtype=self.dtype)
 
     def _input_dependence(self, other: Any) -> float:
         """Largest change of the outputs with the input, relative to the largest output."""
@@ -54,10 +56,9 @@ class Oracle:
 
     def error(self, small: nn.Module) -> tuple[float, torch.dtype]:
         """Largest relative error of a candidate, and the dtype of the comparison."""
-        if self.dtype is None:
-            outputs = model_outputs(small, self.call)
-        else:
-            outputs = _outputs(small, self.call, self.dtype)
+        outputs = (
+            model_outputs(small, self.call) if self.dtype is None else _outputs(small, self.call, self.dtype)
+        )
         return _relative_error(outputs, self.outputs)
 
 

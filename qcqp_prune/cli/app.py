@@ -76,9 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         _refuse(error, verbose, FAILED)
     except KeyboardInterrupt:
-        ERR.print("interrupted")
+        _say_interrupted()
         sys.exit(INTERRUPTED)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:  # the option parser catches Ctrl-C itself and says nothing
+            _say_interrupted()
+        raise
     sys.exit(0)
+
+
+def _say_interrupted() -> None:
+    ERR.print("interrupted: files are whole, or not there; the same command starts again", highlight=False)
 
 
 def _start_log(verbose: bool) -> None:
@@ -93,5 +101,10 @@ def _refuse(error: BaseException, verbose: bool, code: int) -> NoReturn:
     """One message, with the traceback where it was asked for."""
     if verbose:
         raise error
-    ERR.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    message = str(error)
+    if isinstance(error, OSError) and error.filename:
+        message = (
+            f"{error.filename}: {error.strerror}. Check the path, its permissions and the room on the disk"
+        )
+    ERR.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)

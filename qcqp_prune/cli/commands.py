@@ -15,6 +15,7 @@ from qcqp_prune.program.files import TracedNetwork, read_traced, write_traced
 from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.report import PruneReport
 from qcqp_prune.report.terminal import (
+    frozen_lines,
     report_view,
     solve_lines,
     solvers_table,
@@ -25,7 +26,7 @@ from qcqp_prune.solve.backend import available_solvers
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.run import solve as solve_problem
-from qcqp_prune.storage import read_json, write_json
+from qcqp_prune.storage import read_json, require_file_place, write_json
 
 Source = Annotated[
     str, typer.Argument(help="What makes the network: package.module:callable or file.py:callable.")
@@ -59,6 +60,9 @@ def trace(
     from qcqp_prune.cli.loading import build_model, example_input, make_importance
     from qcqp_prune.graph.trace import trace as trace_model
 
+    require_file_place(output)
+    scored = parse_importance(importance)
+    shape = parse_shape(input_shape)
     kwargs = parse_kwargs(kwarg or [])
     origin = {
         "source": model,
@@ -69,18 +73,20 @@ def trace(
     network = build_model(model, kwargs, weights, seed=model_seed)
     graph = trace_model(
         network,
-        example_input(parse_shape(input_shape)),
+        example_input(shape),
         ignored_layers=ignore or (),
         round_to=round_to,
         min_keep=min_keep,
     )
-    objective = make_importance(*parse_importance(importance))(network, graph)
+    objective = make_importance(*scored)(network, graph)
     show_ranges(graph)
     path, scores = write_traced(output, TracedNetwork(graph, objective, origin))
     OUT.print(
         f"{graph.model}: {len(graph.layers)} layers, {graph.prunable_count} units that may go",
         highlight=False,
     )
+    for line in frozen_lines(graph):
+        OUT.print(line)
     wrote("the graph", path)
     wrote("the scores", scores)
 
@@ -102,6 +108,7 @@ def solve(
     warm_start: Annotated[Path | None, typer.Option(help="Masks of an earlier solve to start from.")] = None,
 ) -> None:
     """Choose what to keep. Needs no torch."""
+    require_file_place(output)
     traced = read_traced(graph)
     show_ranges(traced.graph)
     problem = PruningProblem.build(traced.graph, traced.objective, parse_budgets(budget))
@@ -134,10 +141,11 @@ def shrink(
     """Cut the network as the masks say, verify it, and save it without pickle."""
     if realisation not in ("auto", "modules", "graph"):
         raise ConfigError(f"--realisation {realisation!r}: choose auto, modules or graph")
-    from qcqp_prune.apply.plan import save
+    from qcqp_prune.apply.plan import require_place, save
     from qcqp_prune.apply.shrink import shrink_and_verify
     from qcqp_prune.cli.loading import build_model
 
+    require_place(output)
     traced, kept = read_traced(graph), read_masks(masks)
     origin = dict(traced.origin)
     source = model or origin.get("source")
@@ -181,7 +189,7 @@ def read_masks(path: Path) -> Masks:
     """
     data = read_json(path, "a file of masks that `qcqp-prune solve` wrote")
     inner = data.get("masks", data)
-    if not isinstance(inner, dict):
+    if not isinstance(inner, dict) or "keep" not in inner:
         raise PlanError(f"{path} holds no masks: give the file that `qcqp-prune solve` wrote")
     return Masks.from_json(inner)
 

@@ -103,7 +103,10 @@ def _module_called(name: str) -> ModuleType:
 def _module_in_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"there is no file {path}: give the path of the Python file that makes the network")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ConfigError(
+            f"there is no file {path}{where}: give the path of the Python file that makes the network"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     try:

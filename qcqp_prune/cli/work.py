@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from qcqp_prune.apply.plan import load, save
+from qcqp_prune.apply.plan import load, require_place, save
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.cli.config import RunConfig
 from qcqp_prune.cli.console import ERR, OUT, Spinner, show_ranges, wrote
@@ -18,12 +19,16 @@ from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.export import eval_mode
 from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.trace import trace
 from qcqp_prune.pipeline import Recovery, Watcher, prune
+from qcqp_prune.program.forms import PairwiseForm
+from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.report import PruneReport
 from qcqp_prune.report.terminal import report_view
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import TracePoint
+from qcqp_prune.storage import require_file_place
 from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
 from qcqp_prune.train.batches import Loader
 
@@ -45,6 +50,9 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
     """
     if config.solver.name != "auto":
         get_backend(config.solver.name)  # a solver that is not there is said before anything is trained
+    require_place(output / "model")
+    require_file_place(output / "report.json")
+    options = _options(config)
     train, validation = loaders(
         read_data(config.data.name, None if config.data.root is None else str(config.path(config.data.root))),
         config.data.batch_size,
@@ -54,6 +62,7 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
     importance = make_importance(
         config.importance.name, config.importance.variant, train, config.importance.batches
     )
+    recovery = _recovery(config, train, validation)
     model = _dense(config, train)
     with Spinner().running() as spinner:
         small, report = prune(
@@ -66,8 +75,8 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
             round_to=config.trace.round_to,
             min_keep=config.trace.min_keep,
             realisation=config.shrink.realisation,
-            options=_options(config),
-            recovery=_recovery(config, train, validation),
+            options=options,
+            recovery=recovery,
             watch=_ConsoleWatcher(spinner),
         )
     OUT.print(report_view(report))
@@ -84,9 +93,26 @@ def _dense(config: RunConfig, train: Loader | None) -> nn.Module:
         source = f"{config.path(file)}:{name}"
     model = build_model(source, config.model.kwargs, weights, seed=config.model.seed)
     if config.pretrain.epochs and train is not None:
+        _rehearse(config, model)
         OUT.print(f"training {type(model).__name__} for {config.pretrain.epochs} epochs", highlight=False)
         finetune(model, train, epochs=config.pretrain.epochs, config=_shown(config.pretrain.recipe))
     return model
+
+
+def _rehearse(config: RunConfig, model: nn.Module) -> None:
+    """Trace the network and try the budgets before it is trained: neither asks for its weights.
+
+    Raises:
+        QcqpPruneError: what would otherwise be said when the training is over.
+    """
+    graph = trace(
+        model,
+        example_input(config.input.shape, config.input.dtype),
+        ignored_layers=config.trace.ignored_layers,
+        round_to=config.trace.round_to,
+        min_keep=config.trace.min_keep,
+    )
+    PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets)
 
 
 def _options(config: RunConfig) -> SolveOptions:

@@ -45,7 +45,7 @@ class LabelTable:
     def __init__(self) -> None:
         self._size = 0
         self._edges: list[tuple[IntArray, IntArray]] = []
-        self._classes = np.zeros(0, np.int64)
+        self._classes: IntArray = np.zeros(0, np.int64)
         self._resolved = 0
         self._frozen: list[tuple[IntArray, str]] = []
         self.runs: list[Runs] = []
@@ -60,7 +60,8 @@ class LabelTable:
         """Tie two dimensions position by position; a tracked one that meets an untracked one is frozen.
 
         Args:
-            a, b: two dimensions of equal size.
+            a: one dimension.
+            b: another of equal size.
             reason: why the tracked one is frozen where the other is not tracked.
 
         Returns:
@@ -101,8 +102,8 @@ class LabelTable:
             a, b = self._classes[a], self._classes[b]
             count = int(self._classes.max()) + 1
             links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
-            merged = connected_components(links, directed=False)[1].astype(np.int64)
-            self._classes = merged[self._classes]
+            merged: IntArray = connected_components(links, directed=False)[1].astype(np.int64)
+            self._classes = np.asarray(merged[self._classes], np.int64)
             self._resolved = len(self._edges)
         return self._classes
 

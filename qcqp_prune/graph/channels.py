@@ -137,7 +137,8 @@ class Attribute:
     Attributes:
         module: module path.
         name: attribute name.
-        parts: for each entry of the value the flat unit index of each position that it counts, or the integer that it stays.
+        parts: for each entry of the value the flat unit index of each position that it counts, or the integer that
+            it stays.
         scalar: whether the value is one integer, not a tuple.
     """
 
@@ -281,7 +282,8 @@ class ChannelGraph:
         try:
             if data["schema"] != SCHEMA_VERSION:
                 raise PlanError(
-                    f"graph file has schema {data['schema']}, this version reads {SCHEMA_VERSION}: trace the model again"
+                    f"graph file has schema {data['schema']}, this version reads {SCHEMA_VERSION}: "
+                    "trace the model again"
                 )
             graph = cls(
                 model=data["model"],

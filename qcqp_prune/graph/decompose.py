@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._decomp import get_decompositions
@@ -99,7 +99,7 @@ def _traced(node: Node) -> GraphModule:
     with torch.no_grad():
         traced = make_fx(
             call,
-            decomposition_table=get_decompositions([op]),
+            decomposition_table=cast(Any, get_decompositions([op])),
             tracing_mode="symbolic" if symbolic else "fake",
             _allow_non_fake_inputs=True,
         )(*values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
     if not isinstance(model, nn.Module):
         raise TraceError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
     args, kwargs = call
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
         try:
             model(*args, **kwargs)
         except Exception as error:  # whatever a user's forward raises
@@ -50,6 +51,10 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
                 f"{type(model).__name__} does not run on the example inputs ({_first_line(error)}): "
                 "give inputs of the shape, type and device that its forward takes"
             ) from error
+        # Recurrent layers hold their weights twice; nothing of that is left on the model afterwards.
+        warnings.filterwarnings(
+            "ignore", message="The tensor attribute.* assigned during export", category=UserWarning
+        )
         try:
             return decomposed(torch.export.export(model, args, kwargs, strict=False, **options), _is_known)
         except Exception as error:  # torch.export raises many kinds

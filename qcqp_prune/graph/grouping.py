@@ -272,7 +272,9 @@ def _least(value: int | float, width: int, total: int) -> int:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a layer is meant by a name or glob: itself, a later call of it, or anything inside it."""
+    """Whether a layer is meant by a name or glob: itself, a later call, or anything inside; ``""`` means all."""
+    if not pattern:
+        return True
     base = name.split("@")[0]
     return any(fnmatchcase(text, pattern) for text in (name, base)) or any(
         fnmatchcase(base[:cut], pattern) for cut in _prefixes(base)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from qcqp_prune.errors import UnknownLayerError
+from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
 from qcqp_prune.graph.axes import Axes
-from qcqp_prune.graph.channels import Attribute, ChannelGraph, IntArray, Layer, TensorSpec
+from qcqp_prune.graph.channels import Attribute, ChannelGraph, InputSpec, IntArray, Layer, TensorSpec
 from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
@@ -53,9 +52,11 @@ def trace(
     Raises:
         TraceError: the model does not run on the example inputs, or does not export.
         UnknownLayerError: an ignored layer or a glob matches nothing.
+        InvalidOptionError: an option has a value outside its domain.
     """
     limits = Limits(round_to, min_keep)
     call = as_call(example_inputs)
+    inputs, tree = describe(call)
     program = export(model, call)
     names = canonical_names(model)
     placeholders = state_placeholders(program, names)
@@ -66,7 +67,7 @@ def trace(
     for glob in limits.globs():
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
-    return _assemble(model, walk, layers, grouping, call, names)
+    return _assemble(model, walk, layers, grouping, names, (inputs, tree))
 
 
 def _walk(
@@ -143,19 +144,30 @@ def _owner(parameter: str) -> str:
 def _ignore(walk: Walk, model: nn.Module, ignored: Ignored, layers: list[NamedLayer]) -> None:
     if isinstance(ignored, str | nn.Module):
         ignored = [ignored]
-    paths = {module: path for path, module in model.named_modules()}
-    for entry in ignored:
-        if isinstance(entry, nn.Module):
-            if entry not in paths:
-                raise UnknownLayerError(
-                    f"ignored_layers holds a {type(entry).__name__} that is no part of {type(model).__name__}: "
-                    "take it from the model that is traced"
-                )
-            entry = paths[entry]
-        _require_match(entry, [x.name for x in layers], model)
+    chosen = list(ignored) if isinstance(ignored, Iterable) else [ignored]
+    if not all(isinstance(x, str | nn.Module) for x in chosen):
+        raise InvalidOptionError(
+            f"ignored_layers={ignored!r}: give modules, names or globs, or a list of them"
+        )
+    names = [x.name for x in layers]
+    for entry in chosen:
+        pattern = _pattern(model, entry, names) if isinstance(entry, nn.Module) else entry
+        _require_match(pattern, names, model)
         for layer in layers:
-            if matches(layer.name, entry):
-                walk.table.freeze(layer.out_labels, f"in ignored_layers ({entry})")
+            if matches(layer.name, pattern):
+                why = f"in ignored_layers ({pattern})" if pattern else "in ignored_layers"
+                walk.table.freeze(layer.out_labels, why)
+
+
+def _pattern(model: nn.Module, module: nn.Module, layers: list[str]) -> str:
+    """The path of a module, of several the one that names a layer."""
+    paths = [path for path, other in model.named_modules(remove_duplicate=False) if other is module]
+    if not paths:
+        raise UnknownLayerError(
+            f"ignored_layers holds a {type(module).__name__} that is no part of {type(model).__name__}: "
+            "take it from the model that is traced"
+        )
+    return next((path for path in paths if any(matches(name, path) for name in layers)), str(paths[0]))
 
 
 def _require_match(pattern: str, layers: list[str], model: nn.Module) -> None:
@@ -186,8 +198,8 @@ def _assemble(
     walk: Walk,
     named: list[NamedLayer],
     grouping: Grouping,
-    call: tuple[tuple[Any, ...], dict[str, Any]],
     names: Mapping[str, str],
+    inputs: tuple[tuple[InputSpec, ...], str],
 ) -> ChannelGraph:
     axes = _AxisPool(grouping)
     layers = [
@@ -205,16 +217,15 @@ def _assemble(
         for found, layer in zip(walk.layers, named, strict=True)
     ]
     tensors = list(_tensors(model, walk, axes, names))
-    inputs, tree = describe(call)
     return ChannelGraph(
         model=type(model).__name__,
         groups=tuple(grouping.groups),
         axes=tuple(axes.units),
         layers=tuple(layers),
         tensors=tuple(tensors),
-        inputs=inputs,
+        inputs=inputs[0],
         batch=walk.batch,
-        input_tree=tree,
+        input_tree=inputs[1],
         attributes=tuple(_attributes(walk, grouping)),
         notes=tuple(dict.fromkeys(walk.notes)),
     )
@@ -264,7 +275,7 @@ def _tensors(model: nn.Module, walk: Walk, axes: _AxisPool, names: Mapping[str, 
 
 def _attributes(walk: Walk, grouping: Grouping) -> Iterator[Attribute]:
     for found in walk.attributes.values():
-        parts = []
+        parts: list[tuple[int, ...] | int] = []
         for part in found.parts:
             if isinstance(part, int):
                 parts.append(part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -71,6 +73,18 @@ class PruneReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """The report as the terminal shows it."""
+        # rich is slow to import, and the tables are made from the classes of this module
+        from rich.console import Console
+
+        from qcqp_prune.report.terminal import report_view
+
+        console = Console(file=io.StringIO(), width=shutil.get_terminal_size((120, 24)).columns)
+        with console.capture() as captured:
+            console.print(report_view(self))
+        return captured.get()
 
     @property
     def masks(self) -> Masks:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from qcqp_prune.apply.verification import Verification
+from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.report.budgets import BudgetLine, ResourceRange
 from qcqp_prune.report.content import Accuracy, PruneReport
 from qcqp_prune.report.layers import LayerRow, OtherParameters
@@ -45,37 +47,72 @@ def ranges_table(ranges: Iterable[ResourceRange]) -> Table:
     return table
 
 
+def frozen_lines(graph: ChannelGraph) -> list[RenderableType]:
+    """Before solving: which layers lose no output whatever the budget, and why; then the extractor's notes."""
+    names: dict[str, list[str]] = {}
+    for layer in graph.layers:
+        if reason := graph.why_not_pruned(layer):
+            names.setdefault(reason, []).append(layer.name)
+    lines: list[RenderableType] = [
+        Text(f"kept whole ({reason}): {_listed(layers)}") for reason, layers in names.items()
+    ]
+    return lines + [Text(f"note: {note.where}: {note.text}", style="dim") for note in graph.notes]
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def layers_table(rows: Sequence[LayerRow], other: OtherParameters) -> RenderableType:
     """Layers before and after; where nothing was removed, a number that stands for the reason below the table."""
     reasons = {reason: k for k, reason in enumerate(dict.fromkeys(r.why_not for r in rows if r.why_not), 1)}
-    table = _table("layers", "layer", "in", "out", "MACs", "parameters", "why")
-    for row in rows:
-        cells = (_arrow(pair) for pair in (row.inputs, row.outputs, row.macs, row.params))
-        table.add_row(escape(row.name), *cells, f"({reasons[row.why_not]})" if row.why_not else "")
-    macs = (sum(r.macs[0] for r in rows), sum(r.macs[1] for r in rows))
-    params = (other.before + sum(r.params[0] for r in rows), other.after + sum(r.params[1] for r in rows))
-    if other.before:
-        table.add_row("norms etc.", "", "", "", _arrow((other.before, other.after)), "", style="dim")
-    table.add_section()
-    table.add_row("total", "", "", _arrow(macs), _arrow(params), "", style="bold")
+    short = _layers("layers, numbers rounded", rows, other, reasons, _short)
+    table = _FirstThatFits(_layers("layers", rows, other, reasons, _exact), otherwise=short)
     return Group(table, *(Text(f"  ({k}) {reason}", style="dim") for reason, k in reasons.items()), Text())
 
 
-def budgets_table(lines: Iterable[BudgetLine]) -> Table:
-    """What was asked, limit, use and slack of each resource, and what the cheapest further unit would add."""
-    table = _table("budgets", "resource", "asked", "limit", "used", "share", "slack", "next unit", "smallest")
-    for line in lines:
-        table.add_row(
+def _layers(
+    title: str,
+    rows: Sequence[LayerRow],
+    other: OtherParameters,
+    reasons: dict[str, int],
+    write: Callable[[int], str],
+) -> Table:
+    table = _table(title, "layer", "in", "out", "MACs", "parameters", "why")
+    for row in rows:
+        widths = (_arrow(pair) for pair in (row.inputs, row.outputs))
+        costs = (_arrow(pair, write) for pair in (row.macs, row.params))
+        table.add_row(escape(row.name), *widths, *costs, f"({reasons[row.why_not]})" if row.why_not else "")
+    macs = (sum(r.macs[0] for r in rows), sum(r.macs[1] for r in rows))
+    params = (other.before + sum(r.params[0] for r in rows), other.after + sum(r.params[1] for r in rows))
+    if other.before:
+        table.add_row("norms etc.", "", "", "", _arrow((other.before, other.after), write), "", style="dim")
+    table.add_section()
+    table.add_row("total", "", "", _arrow(macs, write), _arrow(params, write), "", style="bold")
+    return table
+
+
+def budgets_table(lines: Iterable[BudgetLine]) -> RenderableType:
+    """What was asked, limit, use and slack of each resource, and what the cheapest further unit would add.
+
+    These numbers are never rounded nor cut: where the terminal has no room for the table they stand in lines.
+    """
+    columns = ("resource", "asked", "limit", "used", "share", "slack", "next unit", "smallest")
+    cells = [
+        (
             line.resource,
             "" if line.requested is None else str(line.requested),
             _number(line.limit),
-            f"{line.used:,}",
+            _exact(line.used),
             f"{line.share:.2%}",
             _number(line.slack),
             _number(line.cheapest_step),
-            f"{line.smallest:,}",
+            _exact(line.smallest),
         )
-    return table
+        for line in lines
+    ]
+    return _exact_table("budgets", columns, cells)
 
 
 def tightness_lines(lines: Iterable[BudgetLine]) -> list[RenderableType]:
@@ -90,13 +127,21 @@ def tightness_lines(lines: Iterable[BudgetLine]) -> list[RenderableType]:
     ]
 
 
-def usage_table(usage: Iterable[tuple[str, Usage]]) -> Table:
+def usage_table(usage: Iterable[tuple[str, Usage]]) -> RenderableType:
     """The same from a solve report alone."""
-    table = _table("budgets", "resource", "limit", "used", "share", "slack", "smallest")
-    for name, use in usage:
-        numbers = (_number(use.limit), f"{use.used:,}", f"{use.share:.2%}", _number(use.slack))
-        table.add_row(name, *numbers, f"{use.smallest:,}")
-    return table
+    columns = ("resource", "limit", "used", "share", "slack", "smallest")
+    cells = [
+        (
+            name,
+            _number(use.limit),
+            _exact(use.used),
+            f"{use.share:.2%}",
+            _number(use.slack),
+            _exact(use.smallest),
+        )
+        for name, use in usage
+    ]
+    return _exact_table("budgets", columns, cells)
 
 
 def solve_lines(report: SolveReport) -> list[RenderableType]:
@@ -170,10 +215,54 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _arrow(pair: tuple[int, int]) -> str:
+def _exact_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    table = _table(title, *columns)
+    for row in rows:
+        table.add_row(*row)
+    texts = [
+        Text(f"{row[0]}: " + ", ".join(f"{c} {x}" for c, x in zip(columns[1:], row[1:], strict=True) if x))
+        for row in rows
+    ]
+    return _FirstThatFits(table, otherwise=Group(Text(title, style="bold"), *texts, Text()))
+
+
+class _FirstThatFits:
+    """The first of several tables that is no wider than the terminal, else what stands in for all of them."""
+
+    def __init__(self, *tables: Table, otherwise: RenderableType) -> None:
+        self._tables = tables
+        self._otherwise = otherwise
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.update_width(_UNBOUNDED)
+        for table in self._tables:
+            if Measurement.get(console, wide, table).maximum <= options.max_width:
+                yield table
+                return
+        yield self._otherwise
+
+
+_UNBOUNDED = 10_000
+
+
+def _exact(value: int) -> str:
+    return f"{value:,}"
+
+
+def _short(value: int) -> str:
+    """Three digits and a letter: 118013952 is 118M."""
+    scaled, letter = float(value), ""
+    for letter in ("", "k", "M", "G", "T"):  # noqa: B007 - the last one that was tried is the one to write
+        if scaled < 999.5:
+            break
+        scaled /= 1000
+    return f"{scaled:.3g}{letter}"
+
+
+def _arrow(pair: tuple[int, int], write: Callable[[int], str] = _exact) -> str:
     before, after = pair
-    return f"{before:,}" if before == after else f"{before:,}→{after:,}"
+    return write(before) if before == after else f"{write(before)}→{write(after)}"
 
 
 def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
+    return "" if value is None else _exact(value)

@@ -129,7 +129,7 @@ def _grouped(walk: Walk, node: Node, weight: Node, in_labels: IntArray, groups: 
     convolution.
     """
     transposed = "transpose" in node.target._schema.name  # type: ignore[union-attr]
-    rows, local = walk.shape(weight)[:2]
+    local = walk.shape(weight)[1]
     name = walk.parameter(weight)
     if transposed:
         walk.table.merge(walk.axis(weight, 0), in_labels, UNFOLLOWED_WEIGHT)

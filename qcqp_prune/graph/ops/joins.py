@@ -116,7 +116,8 @@ _SAME = [
     "empty_like",
 ]
 
-HANDLERS: dict[str, Handler] = {f"aten::{name}": same for name in _SAME} | {
+HANDLERS: dict[str, Handler] = {
+    **{f"aten::{name}": same for name in _SAME},
     "aten::glu": glu,
     **{f"aten::{name}": pointwise for name in UNTAGGED},
     **{f"aten::{name}": factory for name in _FACTORIES},

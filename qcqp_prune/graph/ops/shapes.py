@@ -105,10 +105,15 @@ def permute(walk: Walk, node: Node) -> Axes:
 def transpose(walk: Walk, node: Node) -> Axes:
     """Two dimensions exchanged (``t`` exchanges the first two)."""
     axes = list(walk.axes(walk.tensor_inputs(node)[0]))
-    a, b = int(walk.arg(node, "dim0", 0)), int(walk.arg(node, "dim1", 1))
+    a, b = (int(walk.arg(node, f"dim{k}", walk.arg(node, f"axis{k}", k))) for k in (0, 1))
     if len(axes) > 1:
         axes[a], axes[b] = axes[b], axes[a]
     return axes
+
+
+def reverse(walk: Walk, node: Node) -> Axes:
+    """All dimensions in reverse (``x.T``)."""
+    return walk.axes(walk.tensor_inputs(node)[0])[::-1]
 
 
 def movedim(walk: Walk, node: Node) -> Axes:
@@ -205,8 +210,10 @@ HANDLERS: dict[str, Handler] = {
     "aten::transpose": transpose,
     "aten::swapaxes": transpose,
     "aten::t": transpose,
-    "aten::numpy_T": transpose,
+    "aten::swapdims": transpose,
+    "aten::numpy_T": reverse,
     "aten::movedim": movedim,
+    "aten::moveaxis": movedim,
     "aten::squeeze": squeeze,
     "aten::unsqueeze": unsqueeze,
     "aten::pixel_shuffle": pixel_shuffle,

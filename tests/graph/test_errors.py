@@ -1,0 +1,116 @@
+"""What is refused when tracing, and that the message says what to do."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qcqp_prune.errors import NothingToPruneError, TraceError
+from qcqp_prune.graph.trace import trace
+from qcqp_prune.importance import Magnitude
+from qcqp_prune.program.problem import PruningProblem
+from tests.networks import assert_untouched, snapshot
+
+X = torch.randn(2, 3, 8, 8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).mean((2, 3)))
+
+
+class DataDependent(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if y.sum() > 0:
+            y = y * 2
+        return self.head(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (torch.randn(2, 4, 8, 8), "does not run on the example inputs .*: give inputs of the shape"),
+        (torch.randn(2, 3), "does not run on the example inputs"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "does not run on the example inputs"),
+        ((X, X), "does not run on the example inputs"),
+        ({"image": X}, "does not run on the example inputs"),
+        ((), "holds no tensor"),
+        ("image", "holds no tensor but str"),
+        (None, "holds no tensor but NoneType"),
+        (((2, 3, 8, 8),), "holds no tensor"),
+    ],
+)
+def test_wrong_example_inputs(inputs: Any, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        trace(Net(), inputs)
+
+
+def test_an_input_that_is_no_plain_value() -> None:
+    class Odd(Net):
+        def forward(self, x: Tensor, how: Any) -> Tensor:
+            return super().forward(x)
+
+    with pytest.raises(TraceError, match="example input"):
+        trace(Odd(), (X, object()))
+
+
+def test_control_flow_on_values() -> None:
+    with pytest.raises(TraceError, match="torch.export cannot follow .*remove control flow that depends on tensor"):
+        trace(DataDependent(), X)
+
+
+def test_a_scripted_module() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3)))
+        traced = torch.jit.trace(Net().eval(), X)
+    for module in (scripted, traced):
+        with pytest.raises(TraceError, match="scripted module, which cannot be traced: pass the nn.Module"):
+            trace(module, X)
+
+
+def test_no_module() -> None:
+    with pytest.raises(TraceError, match=r"the model is a function: pass a torch\.nn\.Module"):
+        trace(lambda x: x, X)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), "it has no layer with a weight"),
+        (nn.Conv2d(3, 8, 3), "network output"),
+        (nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 2, 3)), "its last channel"),
+    ],
+)
+def test_nothing_to_prune(model: nn.Module, message: str) -> None:
+    graph = trace(model, X)
+    with pytest.raises(NothingToPruneError, match=message):
+        PruningProblem.build(graph, Magnitude()(model, graph), "50%")
+
+
+def test_a_failed_trace_leaves_the_model_as_it_was() -> None:
+    model = DataDependent().train()
+    model.a.eval()
+    model.head.weight.requires_grad_(False)
+    before = snapshot(model)
+    for inputs in (X, torch.randn(1, 1)):
+        with pytest.raises(TraceError):
+            trace(model, inputs)
+    assert_untouched(model, before)
+
+
+def test_tracing_leaves_the_model_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(), nn.Conv2d(8, 4, 3)).train()
+    model[1].eval()
+    before = snapshot(model)
+    trace(model, X)
+    assert_untouched(model, before)
