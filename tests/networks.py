@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import masked
 from qcqp_prune.apply.shrink import shrink_and_verify
+from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.masks import Masks
@@ -124,13 +123,6 @@ def zeroed(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
         for spec in graph.tensors:
             state[spec.name].masked_fill_(~torch.from_numpy(entries_kept(graph, spec, flat)), 0)
     return full
-
-
-def copied(model: nn.Module) -> nn.Module:
-    with warnings.catch_warnings():
-        # PyTorch copies a graph module by its own deprecated tree functions.
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        return copy.deepcopy(model)
 
 
 def doubled(inputs: Any) -> Any:

@@ -153,6 +153,26 @@ def test_the_report_and_the_plan_belong_together(tmp_path: Path) -> None:
     assert torch.equal(qp.load(tmp_path / "small", model).eval()(x), small.eval()(x))
 
 
+@pytest.mark.parametrize("importance", ["magnitude", qp.Magnitude])
+def test_an_importance_that_is_none_is_refused(importance: object) -> None:
+    with pytest.raises(qp.InvalidOptionError, match=r"such as Magnitude\(\)"):
+        qp.prune(model(), torch.zeros(1, 8), budgets="50%", importance=importance)
+
+
+def test_what_can_be_refused_is_refused_before_accuracy_is_measured() -> None:
+    class Unread(list):
+        def __iter__(self):
+            raise AssertionError("the loader was read")
+
+    with pytest.raises(qp.InfeasibleError):
+        qp.prune(
+            model(),
+            torch.zeros(1, 8),
+            budgets={"macs": 1},
+            recovery=qp.Recovery(validation=Unread(batches())),
+        )
+
+
 def test_importances_in_words() -> None:
     assert describe(qp.Magnitude("l2")) == "Magnitude(l2)"
     assert describe(qp.BatchNormScale()) == "BatchNormScale"

@@ -10,12 +10,39 @@ import numpy as np
 import pytest
 
 from qcqp_prune.errors import PlanError
-from qcqp_prune.storage import digest_of, new_folder, read_json, write_bytes, write_json
+from qcqp_prune.storage import (
+    digest_of,
+    new_folder,
+    read_json,
+    require_file_place,
+    require_free,
+    write_bytes,
+    write_json,
+)
 
 
 def test_json_round_trip_with_numpy_numbers(tmp_path: Path) -> None:
     path = write_json(tmp_path / "deep" / "x.json", {"a": np.int64(3), "b": [np.float64(0.5), True, None]})
     assert read_json(path, "a test") == {"a": 3, "b": [0.5, True, None]}
+
+
+def test_a_place_is_asked_for_without_writing_anything(tmp_path: Path) -> None:
+    require_file_place(tmp_path / "deep" / "x.json")
+    require_free(tmp_path / "deep" / "folder", lambda _: False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlanError, match="is a folder"):
+        require_file_place(tmp_path)
+    for ask in (require_file_place, lambda path: require_free(path, lambda _: True)):
+        with pytest.raises(PlanError, match="is a file: give another path"):
+            ask(tmp_path / "file" / "below")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="everything is writable to root")
+def test_a_folder_that_takes_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(PlanError, match="not writable"):
+        require_file_place(tmp_path / "closed" / "x.json")
 
 
 def test_not_a_number_is_never_written(tmp_path: Path) -> None:

@@ -1,64 +1,61 @@
-"""torchvision's models as test networks, beside a CPU build of torch that lacks torchvision's compiled operators."""
+"""Networks of torchvision as test objects: importable beside a CPU build of torch, and alive with random weights."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from functools import lru_cache
 from types import ModuleType
 
+import pytest
 import torch
 from torch import nn
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 @lru_cache(maxsize=1)
 def _declared() -> torch.library.Library:
-    """Operators that torchvision's import looks for; kept alive by the cache."""
+    """torchvision registers shapes of operators that only its compiled part declares, which may not fit this torch.
+
+    The returned object keeps the declarations alive.
+    """
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(name + _SIGNATURE)
+        try:
+            library.define(name + _SIGNATURE)
+        except RuntimeError as error:  # somebody imported a torchvision that has its compiled part
+            if "multiple times" not in str(error):
+                raise
     return library
 
 
 def torchvision_models() -> ModuleType:
-    """``torchvision.models``.
-
-    Raises:
-        ImportError: torchvision is not installed.
-    """
-    try:
-        torch._C._dispatch_find_schema_or_throw("torchvision::nms", "")
-    except RuntimeError:
-        _declared()
-    from torchvision import models
-
-    return models
+    """``torchvision.models``; a test that asks for it is skipped where torchvision is not installed."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed: pip install --no-deps torchvision")
+    _declared()
+    return importlib.import_module("torchvision.models")
 
 
-def build(name: str) -> nn.Module:
-    """A model by name, random weights of a fixed seed."""
-    torch.manual_seed(0)
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model: nn.Module = getattr(torchvision_models(), name)(weights=None, **options)
-    return model
-
-
-def lively(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """Statistics and scales with which signals of a network with random weights do not die on the way."""
-    generator = torch.Generator().manual_seed(1)
+def lively(model: nn.Module, example: torch.Tensor, *, seed: int = 0) -> nn.Module:
+    """Random weights with which signals reach the outputs: statistics of batch norms from data, no tiny scales."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("layer_scale"):
+            if name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            elif name.endswith("layer_scale"):
                 parameter.fill_(1.0)
-            elif name.endswith("bias"):
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
         momenta = [m.momentum for m in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
+        for module in norms:
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over the batches that follow
         model.train()
-        model(torch.randn((4, *example.shape[1:]), generator=generator))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for _ in range(2 if norms else 0):
+            model(torch.randn(max(2, example.shape[0]), *example.shape[1:], generator=generator))
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
     return model.eval()

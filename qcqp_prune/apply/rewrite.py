@@ -32,6 +32,15 @@ REALISATION_KEY = "qcqp_prune.rewritten"
 """Set in the ``meta`` of what is returned, to tell it from a user's own graph module."""
 
 
+_MODULES: dict[str, tuple[type[nn.Module], ...]] = {
+    "aten::batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    "aten::dropout": (nn.Dropout,),
+    "aten::feature_dropout": (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    "aten::alpha_dropout": (nn.AlphaDropout,),
+    "aten::feature_alpha_dropout": (nn.FeatureAlphaDropout,),
+}
+
+
 def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> GraphModule:
     """A graph module that computes the smaller network.
 
@@ -95,12 +104,12 @@ def _kept(value: Any) -> Any:
 
 def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], kept: dict[Node, Any]) -> bool:
     """Batch norm and dropout become their modules again, so that training mode works."""
-    kinds = {"aten::batch_norm": nn.modules.batchnorm._BatchNorm, "aten::dropout": nn.Dropout}
-    kind = kinds.get(op_name(node))
+    kinds = _MODULES.get(op_name(node), ())
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     path = str(list(stack.values())[-1][0]).split("@")[0]
-    if kind is None or not isinstance(modules.get(path), kind):
+    if type(modules.get(path)) not in kinds:  # a subclass may do more than the operator
         return False
+    module.add_submodule(path, modules[path])
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, (node.args[0],))
     call.meta = dict(node.meta)

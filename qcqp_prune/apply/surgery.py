@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,10 @@ def copied(model: nn.Module) -> nn.Module:
         MaskMismatchError: the model cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        with warnings.catch_warnings():
+            # PyTorch copies a graph module by its own deprecated tree functions.
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            return copy.deepcopy(model)
     except (TypeError, RuntimeError, pickle.PickleError) as error:
         raise MaskMismatchError(
             f"the model cannot be copied ({error}): rebuild it with its constructor and load its state dict first"

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say_interrupted() -> None:
-    ERR.print("interrupted: files are whole, or not there; the same command starts again", highlight=False)
+    ERR.print("interrupted: no file was left half-written", highlight=False)
 
 
 def _start_log(verbose: bool) -> None:

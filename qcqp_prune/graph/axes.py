@@ -77,9 +77,10 @@ class LabelTable:
 
     def merge_columns(self, table: IntArray) -> IntArray:
         """Tie all labels of each column of a ``(rows, columns)`` table; returns the first row."""
+        first: IntArray = table[0]
         for row in table[1:]:
-            self.merge(table[0], row, "")
-        return table[0]
+            self.merge(first, row, "")
+        return first
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Keep these positions for good."""
@@ -98,12 +99,13 @@ class LabelTable:
             new = np.arange(first, first + self._size - known, dtype=np.int64)
             self._classes = np.concatenate([self._classes, new])
         if self._resolved < len(self._edges):
-            a, b = (np.concatenate(side) for side in zip(*self._edges[self._resolved :], strict=True))
-            a, b = self._classes[a], self._classes[b]
+            new_edges = self._edges[self._resolved :]
+            a = self._classes[np.concatenate([edge[0] for edge in new_edges])]
+            b = self._classes[np.concatenate([edge[1] for edge in new_edges])]
             count = int(self._classes.max()) + 1
             links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
             merged: IntArray = connected_components(links, directed=False)[1].astype(np.int64)
-            self._classes = np.asarray(merged[self._classes], np.int64)
+            self._classes = merged[self._classes]
             self._resolved = len(self._edges)
         return self._classes
 

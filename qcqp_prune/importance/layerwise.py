@@ -88,5 +88,14 @@ def pairwise_form(
 
 
 def add_vector(unary: FloatArray, units: IntArray, values: torch.Tensor) -> None:
-    """Add one value for each position of an axis to the units that own them, in place."""
+    """Add one value for each position of an axis to the units that own them, in place.
+
+    Raises:
+        MaskMismatchError: there is another number of values than of positions.
+    """
+    if values.shape != units.shape:
+        raise MaskMismatchError(
+            f"a layer has {tuple(values.shape)} values where the graph knows {units.shape}: "
+            "trace this model, then compute its importance"
+        )
     np.add.at(unary, units, values.detach().double().cpu().numpy())

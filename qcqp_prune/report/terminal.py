@@ -243,6 +243,7 @@ class _FirstThatFits:
 
 
 _UNBOUNDED = 10_000
+_LETTERS = ("", "k", "M", "G", "T", "P")
 
 
 def _exact(value: int) -> str:
@@ -251,12 +252,10 @@ def _exact(value: int) -> str:
 
 def _short(value: int) -> str:
     """Three digits and a letter: 118013952 is 118M."""
-    scaled, letter = float(value), ""
-    for letter in ("", "k", "M", "G", "T"):  # noqa: B007 - the last one that was tried is the one to write
-        if scaled < 999.5:
-            break
-        scaled /= 1000
-    return f"{scaled:.3g}{letter}"
+    thousands = 0
+    while value >= 999.5 * 1000**thousands and thousands < len(_LETTERS) - 1:
+        thousands += 1
+    return f"{value / 1000**thousands:.3g}{_LETTERS[thousands]}"
 
 
 def _arrow(pair: tuple[int, int], write: Callable[[int], str] = _exact) -> str:

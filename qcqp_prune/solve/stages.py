@@ -12,7 +12,7 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
-from qcqp_prune.solve.verify import checked
+from qcqp_prune.solve.verify import checked, tolerance
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Held:
         if self.objective is not None and bound < self.objective:
             # The check allows a bound to fall below the backend's own point by rounding; the point held here may be
             # another one, so the same allowance is made for it.
-            if bound < self.objective - 1e-6 * abs(self.objective) - 1e-9:
+            if bound < self.objective - tolerance(self.objective, self.program):
                 raise BackendError(
                     f"solver {name!r} claims the bound {bound!r}, and a checked selection is worth {self.objective!r}: "
                     "choose another solver, and report this with the problem file"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcqp_prune.errors import BackendError
-from qcqp_prune.program.coefficients import BoolArray
+from qcqp_prune.program.coefficients import BoolArray, LowRank
 from qcqp_prune.program.problem import PruningProblem, allowed_counts
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.result import RawSolution, Reason
 
 INTEGRALITY = 1e-4
-RELATIVE = 1e-6
+RELATIVE, FLOOR = 1e-6, 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +26,22 @@ class Checked:
     bound: float | None
 
 
-def tolerance(value: float) -> float:
-    """What rounding may add to an objective: relative, with a floor far below any importance."""
-    return RELATIVE * abs(value) + 1e-9
+def tolerance(value: float, program: Program) -> float:
+    """What rounding may add to an objective: relative, with a floor relative to the terms that it is summed from."""
+    return RELATIVE * abs(value) + FLOOR * _magnitude(program)
+
+
+def _magnitude(program: Program) -> float:
+    """At least the sum of the sizes of all terms."""
+    total = abs(program.constant) + float(np.abs(program.linear).sum())
+    for pair in program.pairs:
+        if isinstance(pair.coef, LowRank):
+            total += float(np.abs(pair.coef.left).sum(0) @ np.abs(pair.coef.right).sum(0))
+        elif isinstance(pair.coef, np.ndarray):
+            total += float(np.abs(pair.coef).sum())
+        else:
+            total += abs(pair.coef) * program.groups[pair.first].width * program.groups[pair.second].width
+    return total
 
 
 def checked(problem: PruningProblem, program: Program, raw: RawSolution, name: str) -> Checked | None:
@@ -49,7 +62,7 @@ def checked(problem: PruningProblem, program: Program, raw: RawSolution, name: s
     objective = problem.objective.evaluate(mask)
     if not math.isfinite(objective):
         raise _error(name, f"its selection is worth {objective}")
-    slip = tolerance(objective)
+    slip = tolerance(objective, program)
     if raw.objective is not None and not abs(raw.objective - objective) <= slip:
         raise _error(
             name, f"it claims an objective of {raw.objective!r}, its selection is worth {objective!r}"

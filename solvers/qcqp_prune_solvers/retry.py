@@ -1,4 +1,9 @@
-"""Floating-point solvers accept points that break an integer budget by a tolerance. Here that is noticed and mended."""
+"""What floating-point solvers need around them, because their tolerances are absolute.
+
+They accept points that break an integer budget by a tolerance: that is noticed and mended. And they take differences in
+the objective below a tolerance for nothing, so that scores of 1e-7 would be "solved" by any point: the objective is
+brought to a size near 1 first.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,75 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from qcqp_prune.program.coefficients import BoolArray, IntArray
+import numpy as np
+
+from qcqp_prune.program.coefficients import BoolArray, Coefficient, IntArray, LowRank, dense
 from qcqp_prune.program.program import CountConstraint, Program
 from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.solve.result import RawSolution, Reason, Termination
+from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint
 
 ROUNDS = 3
+LARGEST_EXPONENT = 1000
 
 Attempt = Callable[[Program, SolveOptions], RawSolution]
 
 
 def solve_exactly(program: Program, options: SolveOptions, attempt: Attempt) -> RawSolution:
+    """Solve with the objective at a size near 1, and with every budget kept to the last unit.
+
+    The factor is a power of two, so that nothing is rounded by it.
+
+    Args:
+        program: to be solved.
+        options: of the whole run.
+        attempt: solves a program and returns a rounded point, or none.
+    """
+    factor = 2.0 ** -_exponent(program)
+
+    def listen(point: TracePoint) -> None:
+        if options.on_event is not None:
+            options.on_event(_unscaled(point, factor))
+
+    raw = _mended(_scaled(program, factor), replace(options, on_event=listen), attempt)
+    return replace(
+        raw,
+        bound=_divided(raw.bound, factor),
+        objective=None if raw.x is None else program.objective(np.asarray(raw.x, np.bool_)),
+        trace=tuple(_unscaled(point, factor) for point in raw.trace),
+        log=raw.log if factor == 1.0 or not raw.log else f"objective times {factor:g}\n{raw.log}",
+    )
+
+
+def _exponent(program: Program) -> int:
+    """The power of two above the largest coefficient of the objective; 0 where there is none."""
+    largest = float(np.abs(program.linear).max(initial=0.0))
+    for pair in program.pairs:
+        shape = (program.groups[pair.first].width, program.groups[pair.second].width)
+        largest = max(largest, float(np.abs(dense(pair.coef, shape)).max(initial=0.0)))
+    return int(np.clip(np.frexp(largest)[1], -LARGEST_EXPONENT, LARGEST_EXPONENT))
+
+
+def _scaled(program: Program, factor: float) -> Program:
+    def times(coef: Coefficient) -> Coefficient:
+        return LowRank(coef.left * factor, coef.right) if isinstance(coef, LowRank) else coef * factor
+
+    return replace(
+        program,
+        linear=program.linear * factor,
+        pairs=tuple(replace(pair, coef=times(pair.coef)) for pair in program.pairs),
+        constant=program.constant * factor,
+    )
+
+
+def _unscaled(point: TracePoint, factor: float) -> TracePoint:
+    return replace(point, incumbent=_divided(point.incumbent, factor), bound=_divided(point.bound, factor))
+
+
+def _divided(value: float | None, factor: float) -> float | None:
+    return None if value is None else value / factor
+
+
+def _mended(program: Program, options: SolveOptions, attempt: Attempt) -> RawSolution:
     """Solve; while the point breaks a budget, lower that budget by the excess and solve again.
 
     The bound of the first attempt stays: it was proved for a set that holds every feasible point. What is lost by a
@@ -34,8 +97,9 @@ def solve_exactly(program: Program, options: SolveOptions, attempt: Attempt) -> 
         if raw.x is None or program.is_feasible(raw.x):
             break
         tightened = _lowered(tightened, program.counts(raw.x))
-        if options.stop():
-            return replace(first, x=None, objective=None)
+        if options.stop() or raw.termination.reason is Reason.INTERRUPTED:
+            stopped = Termination(Reason.INTERRUPTED)
+            return replace(first, x=None, objective=None, termination=stopped)
         raw = attempt(tightened, _remaining(tightened, options, time.perf_counter() - started))
     if raw is first:
         return raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_verification_finds_weights_that_were_wired_wrong() -> None:
     """Two units of one axis exchanged, in a graph that is consistent in itself otherwise."""
     model = liven(Net())
     graph = trace(model, X)
-    data = graph.to_json()
+    data = json.loads(json.dumps(graph.to_json()))
     read = graph.layers[1].in_axis
     spec = next(t for t in data["tensors"] if t["name"] == "b.weight")
     turned = list(data["axes"][read])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import runpy
@@ -211,11 +212,54 @@ def test_shrink_leaves_a_users_folder_alone(run, traced: Path, tmp_path: Path) -
     assert [p.name for p in mine.iterdir()] == ["thesis.tex"]
 
 
-def test_a_place_that_cannot_be_written_to(run, traced: Path) -> None:
-    result = run("solve", traced, "-b", "50%", "-o", traced / "masks.json")
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(
+    run, net: Path, traced: Path, tmp_path: Path
+) -> None:
+    (masks := tmp_path / "m.json").write_text("{}")
+    for words, message in (
+        (("solve", traced, "-b", "50%", "-o", traced / "masks.json"), f"{traced} is a file"),
+        (("solve", traced, "-b", "50%", "-o", tmp_path), "is a folder"),
+        (("trace", f"{net}:Net", "--input-shape", "1,1,8,8", "-o", tmp_path), "is a folder"),
+        (("shrink", traced, masks, "-o", masks), "is a file and is left alone"),
+    ):
+        result = run(*words)
+        assert result.code == 2
+        assert message in result.err
+        assert result.out == ""
+        assert "Traceback" not in result.err
+
+
+def test_a_disk_that_fails_is_one_message(run, traced: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "m.json"))
+
+    monkeypatch.setattr("qcqp_prune.storage.os.fsync", full)
+    result = run("solve", traced, "-b", "50%", "-o", tmp_path / "m.json")
     assert result.code == 1
-    assert str(traced) in result.err
-    assert "Traceback" not in result.err
+    assert f"error: {tmp_path / 'm.json'}: No space left on device. Check" in result.err
+
+
+def test_trace_says_what_is_kept_whole_and_why(run, net: Path, tmp_path: Path) -> None:
+    words = ["--input-shape", "1,1,8,8", "--ignore", "a", "-o", tmp_path / "g.json"]
+    result = run("trace", f"{net}:Net", *words)
+    assert "kept whole (in ignored_layers (a)): a" in result.out
+    assert "kept whole (network output): head" in result.out
+
+
+def test_a_file_without_masks_is_named(run, traced: Path, tmp_path: Path) -> None:
+    result = run("shrink", traced, traced, "-o", tmp_path / "small")
+    assert result.code == 2
+    assert f"{traced} holds no masks" in result.err
+
+
+def test_ctrl_c_says_so(run, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qcqp_prune.cli.commands.read_traced", interrupted)
+    result = run("solve", traced, "-b", "50%", "-o", tmp_path / "m.json")
+    assert result.code == 130
+    assert result.err.count("interrupted") == 1
 
 
 def test_the_module_runs_as_a_program() -> None:

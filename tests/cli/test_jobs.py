@@ -128,6 +128,9 @@ def test_without_data(run, net: Path, tmp_path: Path) -> None:
         (('name = "highs"', 'name = "hihgs"'), 2, "did you mean 'highs'"),
         (('macs = "50%"', 'macs = "1%"'), 1, "smallest attainable"),
         (('ignored_layers = ["b"]', 'ignored_layers = ["bb"]'), 2, "no layer is called 'bb'"),
+        (("[solver]", "round_to = 0\n[solver]"), 2, "round_to=0"),
+        (("time_limit = 20", "time_limit = 0"), 2, "time_limit"),
+        (("[2, 1, 8, 8]", "[2, 3, 8, 8]"), 1, "does not run on the example inputs"),
     ],
 )
 def test_refusals(run, net: Path, tmp_path: Path, change: tuple[str, str], code: int, message: str) -> None:
@@ -137,7 +140,18 @@ def test_refusals(run, net: Path, tmp_path: Path, change: tuple[str, str], code:
     result = run("run", job)
     assert (result.code, result.err.count("error: ")) == (code, 1)
     assert message in result.err
+    assert "training" not in result.out  # what can be refused at once is not refused after hours
     assert not (tmp_path / "out").exists()
+
+
+def test_a_users_folder_is_left_alone_before_any_training(run, net: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "model" / "thesis.tex").write_text("years of work")
+    (job := tmp_path / "job.toml").write_text(JOB)
+    result = run("run", job)
+    assert result.code == 2
+    assert "left alone" in result.err
+    assert result.out == ""
 
 
 def test_weights_of_another_architecture(run, net: Path, tmp_path: Path) -> None:

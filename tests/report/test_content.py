@@ -15,7 +15,7 @@ from torch import nn
 
 import qcqp_prune as qp
 from qcqp_prune.report import Accuracy, PruneReport
-from qcqp_prune.report.terminal import report_view
+from qcqp_prune.report.terminal import _short, report_view
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,52 @@ def test_round_trip(report: PruneReport, tmp_path: Path) -> None:
     assert again == full
     assert again.masks == report.solve.masks
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_printing_it_shows_the_tables(report: PruneReport) -> None:
+    shown = str(report)
+    assert "scored by Magnitude(paper)" in shown
+    assert "identity 3 checked" in shown
+
+
+def test_on_a_narrow_terminal_layers_are_rounded_and_budgets_are_not(report: PruneReport) -> None:
+    layers = tuple(
+        replace(row, name=f"features.{k}.conv", macs=(118_013_952, 1_843_968))
+        for k, row in enumerate(report.layers)
+    )
+    budgets = tuple(replace(b, limit=20_445_921_280, used=20_445_859_520) for b in report.budgets)
+    huge = replace(report, layers=layers, budgets=budgets)
+    console = Console(width=60, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(report_view(huge))
+    narrow = captured.get()
+    assert "numbers rounded" in narrow
+    assert "features.0.conv" in narrow
+    assert "118M→1.84M" in narrow
+    assert "118,013,952" not in narrow
+    for number in ("20,445,921,280", "20,445,859,520", "61,760"):
+        assert number in narrow
+    wide = Console(width=200, file=io.StringIO())
+    with wide.capture() as captured:
+        wide.print(report_view(huge))
+    assert "118,013,952→1,843,968" in captured.get()
+    assert "rounded" not in captured.get()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1k"),
+        (3136, "3.14k"),
+        (999_499, "999k"),
+        (999_500, "1M"),
+        (2 * 10**15, "2P"),
+    ],
+)
+def test_short_numbers(value: int, text: str) -> None:
+    assert _short(value) == text
 
 
 def test_the_file_says_what_a_reader_wants(report: PruneReport, tmp_path: Path) -> None:

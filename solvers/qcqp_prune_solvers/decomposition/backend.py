@@ -119,6 +119,9 @@ class _Run:
             return unable
         if not self.program.size:
             return self._result(Termination(Reason.OPTIMAL), bound=self.objective)
+        if self.options.stop():
+            # The first bound of a large program takes long, and no one waits for it any more.
+            return self._result(Termination(Reason.INTERRUPTED), bound=None)
         relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
         mark, since = np.inf, 0
         for step in relaxation.steps():

@@ -201,7 +201,8 @@ class State:
             wanted[_largest(self.gradient[span], n)] = True
             off = np.flatnonzero(self.x[span] & ~wanted)
             on = np.flatnonzero(~self.x[span] & wanted)
-            if not len(off) or self.gradient[span][on].sum() <= self.gradient[span][off].sum() + 1e-12:
+            least = 1e-12 * abs(before)
+            if not len(off) or self.gradient[span][on].sum() <= self.gradient[span][off].sum() + least:
                 continue
             if saved is None:
                 saved = self.snapshot()

@@ -1,0 +1,375 @@
+"""Importances against sums over single weights, written as loops that know nothing of groups or pairs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcqp_prune as qp
+from tests.networks import entries_kept, liven, random_masks
+
+
+class Dense(nn.Module):
+    """Two convolutions: units are coupled through the second."""
+
+    shape = (2, 5, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3)
+        self.b = nn.Conv2d(4, 3, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x))).mean((2, 3))
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution with two outputs for each input."""
+
+    shape = (2, 6, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 1)
+        self.d = nn.Conv2d(4, 8, 3, groups=4)
+        self.b = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.d(self.a(x)))).mean((2, 3))
+
+
+class Grouped(nn.Module):
+    """A convolution in two groups."""
+
+    shape = (2, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 6, 1)
+        self.g = nn.Conv2d(6, 4, 3, groups=2)
+        self.b = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.g(torch.relu(self.a(x))))).mean((2, 3))
+
+
+class Transposed(nn.Module):
+    """A transposed convolution, whose weight has inputs first, and one in two groups."""
+
+    shape = (2, 3, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 1)
+        self.u = nn.ConvTranspose2d(4, 6, 2, stride=2)
+        self.v = nn.ConvTranspose2d(6, 4, 2, groups=2)
+        self.b = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.v(torch.relu(self.u(self.a(x)))))).mean((2, 3))
+
+
+class Flattened(nn.Module):
+    """A linear layer that reads each channel at four positions."""
+
+    shape = (2, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 5, 3)
+        self.b = nn.Linear(5 * 2 * 2, 4)
+        self.c = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)).flatten(1))))
+
+
+class Tied(nn.Module):
+    """One weight in two layers: its entries score once for each layer."""
+
+    shape = (5,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 6)
+        self.b = nn.Linear(6, 6, bias=False)
+        self.c = nn.Linear(6, 6, bias=False)
+        self.c.weight = self.b.weight
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x))
+        return self.head(x + self.c(torch.relu(self.b(x))))
+
+
+NETWORKS = [Dense, Depthwise, Grouped, Transposed, Flattened, Tied]
+Kind = type[nn.Module]
+
+
+def traced(kind: Kind, seed: int = 0) -> tuple[nn.Module, qp.ChannelGraph]:
+    model = liven(kind(), seed)
+    return model, qp.trace(model, torch.zeros(1, *kind.shape))
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+
+
+def sum_over_kept(
+    model: nn.Module,
+    graph: qp.ChannelGraph,
+    masks: qp.Masks,
+    score: Callable[[Tensor], Tensor],
+) -> float:
+    """Scores of single (first, second) kernels, added up where both of its dimensions stay.
+
+    Args:
+        score: from a weight to one score for each entry of its first two dimensions.
+    """
+    specs = {spec.name: spec for spec in graph.tensors}
+    first_names = {id(p): name for name, p in model.named_parameters()}
+    total = 0.0
+    for module in layers(model):
+        spec = specs[first_names[id(module.weight)]]
+        stays = entries_kept(graph, spec, masks.flat(graph))
+        scores = score(module.weight)
+        for i, j in itertools.product(range(spec.shape[0]), range(spec.shape[1])):
+            if stays[i, j].all():
+                total += float(scores[i, j])
+    return total
+
+
+def kernel_loop(weight: Tensor, value: Callable[[list[float]], float]) -> list[list[float]]:
+    """``value`` of the entries of each kernel, as Python numbers."""
+    rows, cols = weight.shape[:2]
+    kernels = weight.detach().double().reshape(rows, cols, -1).tolist()
+    return [[value(kernels[i][j]) for j in range(cols)] for i in range(rows)]
+
+
+def norm_of(rows: list[list[float]]) -> float:
+    return math.sqrt(sum(v * v for row in rows for v in row))
+
+
+def paper(weight: Tensor) -> Tensor:
+    norm = math.sqrt(sum(w * w for w in weight.detach().double().flatten().tolist()))
+    return torch.tensor(kernel_loop(weight, lambda kernel: sum(abs(w) for w in kernel) / norm))
+
+
+def authors(weight: Tensor) -> Tensor:
+    rows = kernel_loop(weight, lambda kernel: sum(abs(w) for w in kernel))
+    return torch.tensor([[v / norm_of(rows) for v in row] for row in rows], dtype=torch.float64)
+
+
+def l2(weight: Tensor) -> Tensor:
+    rows = kernel_loop(weight, lambda kernel: math.sqrt(sum(w * w for w in kernel)))
+    return torch.tensor([[v / norm_of(rows) for v in row] for row in rows], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("variant", "score"), [("paper", paper), ("authors", authors), ("l2", l2)])
+def test_magnitude_is_the_sum_over_kept_weights(
+    kind: Kind, variant: str, score: Callable[[Tensor], Tensor]
+) -> None:
+    model, graph = traced(kind)
+    form = qp.Magnitude(variant)(model, graph)
+    for seed in range(12):
+        masks = random_masks(graph, seed)
+        expected = sum_over_kept(model, graph, masks, score)
+        assert form.evaluate(masks.flat(graph)) == pytest.approx(expected, rel=1e-5)
+
+
+def batches_for(kind: Kind, count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (
+            torch.randn(4, *kind.shape, generator=generator),
+            torch.randint(3, (4,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def mean_square(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target[:, None]).square().mean()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("loss", [None, mean_square])
+def test_taylor_is_the_sum_over_kept_pairs(kind: Kind, loss: Callable[..., Tensor] | None) -> None:
+    model, graph = traced(kind)
+    batches = batches_for(kind)
+    form = qp.Taylor(batches, loss)(model, graph)
+    assert form.unit == "loss"
+
+    products: dict[int, list[Tensor]] = {id(m.weight): [] for m in layers(model)}
+    for x, y in batches:
+        model.zero_grad()
+        (loss or F.cross_entropy)(model(x), y).backward()
+        for p in {id(m.weight): m.weight for m in layers(model)}.values():
+            products[id(p)].append((p * p.grad).detach().clone())
+
+    def score(weight: Tensor) -> Tensor:
+        uses = sum(m.weight is weight for m in layers(model))
+        signed = [kernel_loop(p, sum) for p in products[id(weight)]]
+        rows, cols = weight.shape[:2]
+        mean = [
+            [sum(abs(s[i][j]) for s in signed) / (len(signed) * uses) for j in range(cols)]
+            for i in range(rows)
+        ]
+        return torch.tensor(mean, dtype=torch.float64)
+
+    for seed in range(8):
+        masks = random_masks(graph, seed)
+        expected = sum_over_kept(model, graph, masks, score)
+        assert form.evaluate(masks.flat(graph)) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_taylor_leaves_gradients_and_modes_alone() -> None:
+    model, graph = traced(Dense)
+    model.train()
+    model.b.eval()
+    model.a.weight.grad = torch.full_like(model.a.weight, 3.0)
+    qp.Taylor(batches_for(Dense))(model, graph)
+    assert (model.training, model.a.training, model.b.training) == (True, True, False)
+    assert torch.equal(model.a.weight.grad, torch.full_like(model.a.weight, 3.0))
+    assert model.b.weight.grad is None
+
+
+class Normed(nn.Module):
+    """Batch norms on a residual sum: two scales count for one unit."""
+
+    def __init__(self, *, affine: bool = True) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 1)
+        self.bn_a = nn.BatchNorm2d(4, affine=affine)
+        self.b = nn.Conv2d(4, 4, 1)
+        self.bn_b = nn.BatchNorm2d(4, affine=affine)
+        self.head = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn_a(self.a(x)))
+        return self.head(x + self.bn_b(self.b(x))).mean((2, 3))
+
+
+def test_batch_norm_scales_add_up_on_the_units_that_they_scale() -> None:
+    model = Normed()
+    with torch.no_grad():
+        model.bn_a.weight.copy_(torch.tensor([1.0, -2.0, 3.0, 0.0]))
+        model.bn_b.weight.copy_(torch.tensor([0.5, 0.25, -4.0, 8.0]))
+    graph = qp.trace(model, torch.zeros(1, 2, 3, 3))
+    form = qp.BatchNormScale()(model, graph)
+    assert form.pairs == ()
+    channels = graph.axes[next(x.out_axis for x in graph.layers if x.name == "a")]
+    for kept, expected in [([0], 1.5), ([1], 2.25), ([2], 7.0), ([3], 8.0), ([0, 1, 2, 3], 18.75)]:
+        flat = np.zeros(graph.unit_count, np.bool_)
+        flat[channels[kept]] = True
+        assert form.evaluate(flat) == expected
+
+
+@pytest.mark.parametrize("model", [Normed(affine=False), Dense()], ids=["no scale", "no batch norm"])
+def test_no_batch_norm_scale_is_refused(model: nn.Module) -> None:
+    graph = qp.trace(model, torch.zeros(1, 2, 5, 5))
+    with pytest.raises(qp.InvalidScoreError, match="use Magnitude or Taylor"):
+        qp.BatchNormScale()(model, graph)
+
+
+def test_a_zero_layer_scores_zero() -> None:
+    model, graph = traced(Dense)
+    masks = random_masks(graph, 3)
+    nn.init.zeros_(model.b.weight)
+    with torch.no_grad():
+        norm = math.sqrt(sum(w * w for w in model.a.weight.double().flatten().tolist()))
+        kept = entries_kept(graph, next(t for t in graph.tensors if t.name == "a.weight"), masks.flat(graph))
+        expected = sum(abs(w) for w in model.a.weight.double()[torch.from_numpy(kept)].tolist()) / norm
+    assert qp.Magnitude()(model, graph).evaluate(masks.flat(graph)) == pytest.approx(expected, rel=1e-9)
+
+
+IMPORTANCES = {
+    "paper": lambda: qp.Magnitude(),
+    "authors": lambda: qp.Magnitude("authors"),
+    "l2": lambda: qp.Magnitude("l2"),
+    "taylor": lambda: qp.Taylor(batches_for(Dense)),
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_broken_weights_are_named(name: str, value: float) -> None:
+    model, graph = traced(Dense)
+    with torch.no_grad():
+        model.b.weight[1, 2, 0, 1] = value
+    with pytest.raises(qp.InvalidScoreError, match=r"b\.weight holds NaN or infinity: repair or retrain"):
+        IMPORTANCES[name]()(model, graph)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_broken_batch_norm_scales_are_refused(value: float) -> None:
+    model = Normed()
+    with torch.no_grad():
+        model.bn_b.weight[2] = value
+    graph = qp.trace(model, torch.zeros(1, 2, 3, 3))
+    with pytest.raises(qp.InvalidScoreError, match="NaN or infinity: check the weights"):
+        qp.BatchNormScale()(model, graph)
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_another_model_is_refused(name: str) -> None:
+    _, graph = traced(Dense)
+    with pytest.raises(qp.MaskMismatchError, match=r"b\.weight has shape .*: trace this model"):
+        IMPORTANCES[name]()(Flattened(), graph_of_flattened_names(graph))
+
+
+def graph_of_flattened_names(graph: qp.ChannelGraph) -> qp.ChannelGraph:
+    """``Dense`` and ``Flattened`` both have ``a`` and ``b``; only shapes tell them apart."""
+    assert {x.weight for x in graph.layers} <= set(Flattened().state_dict())
+    return graph
+
+
+@pytest.mark.parametrize("name", IMPORTANCES)
+def test_a_model_without_the_layer_is_refused(name: str) -> None:
+    _, graph = traced(Dense)
+    with pytest.raises(qp.MaskMismatchError, match=r"a\.weight is missing: trace this model"):
+        IMPORTANCES[name]()(nn.Sequential(nn.Conv2d(2, 4, 3)), graph)
+
+
+def test_taylor_without_batches() -> None:
+    model, graph = traced(Dense)
+    with pytest.raises(qp.InvalidOptionError, match="no batch: pass a loader with at least one"):
+        qp.Taylor([])(model, graph)
+    used_up = iter(batches_for(Dense))
+    qp.Taylor(used_up)(model, graph)
+    with pytest.raises(qp.InvalidOptionError, match="one-shot iterators run dry"):
+        qp.Taylor(used_up)(model, graph)
+
+
+def test_taylor_without_gradients() -> None:
+    model, graph = traced(Dense)
+    model.b.weight.requires_grad_(False)
+    with pytest.raises(qp.InvalidOptionError, match=r"b\.weight .* requires_grad_\(True\)"):
+        qp.Taylor(batches_for(Dense))(model, graph)
+
+
+def test_taylor_with_a_loss_that_overflows() -> None:
+    model, graph = traced(Dense)
+    broken = qp.Taylor(batches_for(Dense), lambda output, _: (output * math.inf).sum())
+    with pytest.raises(qp.InvalidScoreError, match="NaN or infinite: check the loss and the data"):
+        broken(model, graph)
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(qp.InvalidOptionError, match="choose paper, authors or l2"):
+        qp.Magnitude("l3")  # type: ignore[arg-type]
+
+
+def test_scores_of_another_graph_are_refused() -> None:
+    model, graph = traced(Dense)
+    _, other = traced(Grouped)
+    with pytest.raises(qp.InvalidScoreError, match="compute the importance on this graph"):
+        qp.PruningProblem.build(other, qp.Magnitude()(model, graph), "50%")
