@@ -73,7 +73,8 @@ def shrink_and_verify(
         try:
             return small, _verified(small, graph, flat, oracle, resources)
         except (VerificationError, RuntimeError, ValueError) as error:
-            failure = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            failure = first.partition(": report it")[0]
         if realisation == "modules":
             raise VerificationError(
                 f"the smaller {graph.model} does not compute what the masked network does ({failure}): its forward has "

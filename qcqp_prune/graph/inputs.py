@@ -51,6 +51,8 @@ def batch_size(call: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
     """First dimension of the first tensor, 1 where it has none."""
     for leaf in pytree.tree_leaves(call):
         if isinstance(leaf, torch.Tensor) and leaf.ndim > 0:
+            if leaf.shape[0] == 0:
+                raise TraceError("the first example input has a batch of 0: give at least one sample")
             return int(leaf.shape[0])
     return 1
 

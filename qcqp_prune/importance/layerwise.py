@@ -19,24 +19,23 @@ def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Ten
 
     Raises:
         MaskMismatchError: the model is not the one that was traced.
-        InvalidScoreError: a weight holds NaN or infinity.
+        InvalidScoreError: a parameter or a running statistic holds NaN or infinity.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
-    shapes = {spec.name: spec.shape for spec in graph.tensors}
-    weights = {}
-    for name in dict.fromkeys(layer.weight for layer in graph.layers if layer.weight):
-        tensor = tensors.get(name)
-        if tensor is None or tuple(tensor.shape) != shapes[name]:
-            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {shapes[name]}"
-            raise MaskMismatchError(f"{name} {found}: trace this model, then compute its importance")
-        if not torch.isfinite(tensor).all():
+    for spec in graph.tensors:
+        tensor = tensors.get(spec.name)
+        if tensor is None or tuple(tensor.shape) != spec.shape:
+            found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {spec.shape}"
+            raise MaskMismatchError(f"{spec.name} {found}: trace this model, then compute its importance")
+        # Other buffers may hold infinity with good reason: an attention mask does.
+        learned = spec.kind == "parameter" or spec.name.rpartition(".")[2].startswith("running_")
+        if learned and not torch.isfinite(tensor).all():
             raise InvalidScoreError(
-                f"{name} holds NaN or infinity: repair or retrain the model before pruning it"
+                f"{spec.name} holds NaN or infinity: repair or retrain the model before pruning it"
             )
-        weights[name] = tensor.detach()
-    return weights
+    return {layer.weight: tensors[layer.weight].detach() for layer in graph.layers if layer.weight}
 
 
 def pair_scores(layer: Layer, entries: torch.Tensor) -> FloatArray:

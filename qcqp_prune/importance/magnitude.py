@@ -77,8 +77,10 @@ class BatchNormScale:
         """The objective over the graph's units.
 
         Raises:
-            InvalidScoreError: the model has no batch norm with a scale, or a scale is NaN or infinite.
+            MaskMismatchError: the model is not the one that was traced.
+            InvalidScoreError: the model has no batch norm with a scale, or a parameter is NaN or infinite.
         """
+        weight_tensors(model, graph)
         axis_of = {spec.name: spec.axes for spec in graph.tensors}
         unary = np.zeros(graph.unit_count)
         found = False

@@ -65,6 +65,8 @@ def run_auto(held: Held) -> None:
     if held.bound is None or not team[Role.PROVES]:
         for offer in team[Role.BOUNDS]:
             _stage(held, offer, _left(held, total), bound_only=held.x is not None)
+    if held.x is None and held.interrupted:
+        held.hold_least()
     if held.bound is None and not held.interrupted:
         held.notes.append(
             "auto: no solver gave a bound in the time allowed, so there is no gap: raise time_limit"

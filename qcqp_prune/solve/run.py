@@ -164,7 +164,8 @@ def _raise_without(termination: Termination, name: str) -> NoReturn:
         )
     if termination.reason is Reason.FAILED:
         raise BackendError(f"solver {name!r} failed and holds no selection: try another solver")
+    why = "It was interrupted." if termination.reason is Reason.INTERRUPTED else termination.sentence
     raise NoIncumbentError(
-        f"solver {name!r} stopped without any selection. {termination.sentence} Or give it one to start from "
+        f"solver {name!r} stopped without any selection. {why} Give it one to start from "
         '(warm_start), or use solver="auto", which always searches first'
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from qcqp_prune.errors import BackendError, QcqpPruneError
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.problem import PruningProblem
@@ -67,6 +69,16 @@ class Held:
             return False
         gap = relative_gap(self.objective, self.bound)
         return gap is not None and gap <= self.options.gap_limit
+
+    def hold_least(self) -> None:
+        """Hold the least allowed counts, which meet every budget that can be met, with the best units at these counts."""
+        worth = self.program.gradient(np.ones(self.program.size))
+        self.x = np.zeros(self.program.size, np.bool_)
+        for group in self.program.groups:
+            best = np.argsort(-worth[group.span], kind="stable")[: group.counts[0]]
+            self.x[group.start + best] = True
+        self.objective = self.problem.objective.evaluate(self.program.mask(self.x))
+        self.notes.append("interrupted before any search: the least allowed counts are returned")
 
     def run(self, backend: Backend, **changes: object) -> RawSolution:
         """Call a backend from what is held, check its answer, and keep what is better.

@@ -25,7 +25,11 @@ LARGEST_GAP = 0.02
 @pytest.mark.parametrize("percent", BUDGETS, ids=lambda p: "-".join(f"{k}{v}" for k, v in p.items()))
 @pytest.mark.parametrize(
     "name",
-    ["resnet20", pytest.param("resnet32", marks=pytest.mark.slow), pytest.param("resnet56", marks=pytest.mark.slow)],
+    [
+        "resnet20",
+        pytest.param("resnet32", marks=pytest.mark.slow),
+        pytest.param("resnet56", marks=pytest.mark.slow),
+    ],
 )
 def test_published_networks(pretrained_root: Path, name: str, percent: dict[str, int]) -> None:
     model = getattr(models, name)(pretrained=pretrained_root / FILES[name])

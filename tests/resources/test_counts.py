@@ -36,11 +36,7 @@ def test_lenet_300_by_hand() -> None:
 def test_resnet_20_by_hand() -> None:
     #  a stem; 3 stages of 3 blocks of 2 convolutions: 16 x 32^2, 32 x 16^2, 64 x 8^2; a linear map
     graph = trace(resnet20(), torch.randn(1, 3, 32, 32))
-    stages = 9 * (
-        1024 * 6 * 16 * 16
-        + 256 * (16 * 32 + 5 * 32 * 32)
-        + 64 * (32 * 64 + 5 * 64 * 64)
-    )
+    stages = 9 * (1024 * 6 * 16 * 16 + 256 * (16 * 32 + 5 * 32 * 32) + 64 * (32 * 64 + 5 * 64 * 64))
     assert uses(graph)["macs"] == 1024 * 9 * 3 * 16 + stages + 640 == 40_551_040
     assert uses(graph)["params"] == 269_722
     assert len(widths(graph, free=True)) == 12  # 9 inner widths, the stem's stream, two of later stages alone
@@ -99,9 +95,7 @@ def test_depthwise_costs_are_linear() -> None:
     form = Macs().form(graph)
     group = {g.id: k for k, g in enumerate(graph.groups)}
     # 64 positions x 3 inputs, 36 positions x 9 x 2 outputs for each unit, and 2 columns of the last layer
-    pairs = {
-        (int(a), int(b)): int(c) for a, b, c in zip(form.rows, form.cols, form.coefs, strict=True)
-    }
+    pairs = {(int(a), int(b)): int(c) for a, b, c in zip(form.rows, form.cols, form.coefs, strict=True)}
     assert form.linear[group["0"]] == 36 * 9 * 2
     assert pairs[tuple(sorted((group["0"], group["0.in"])))] == 64
     assert pairs[tuple(sorted((group["0"], group["2"])))] == 36 * 2

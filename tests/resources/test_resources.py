@@ -234,6 +234,4 @@ def test_a_resource_that_falls_when_more_is_kept_is_refused(lenet: tuple[nn.Modu
 
     model, graph = lenet
     with pytest.raises(qp.InvalidBudgetError, match="'channels' has a negative coefficient"):
-        qp.PruningProblem.build(
-            graph, qp.Magnitude()(model, graph), {"channels": 10}, resources=[Falling()]
-        )
+        qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), {"channels": 10}, resources=[Falling()])

@@ -14,7 +14,7 @@ from qcqp_prune.solve.run import solve
 from qcqp_prune.testing import chain_problem
 
 
-@pytest.mark.parametrize("solver", ["scip", "highs", "relaxation", "block_coordinate", "auto"])
+@pytest.mark.parametrize("solver", ["scip", "highs", "relaxation", "decomposition", "block_coordinate", "auto"])
 def test_control_c_returns_the_incumbent(solver: str) -> None:
     pressed = []
 
@@ -33,6 +33,17 @@ def test_control_c_returns_the_incumbent(solver: str) -> None:
     assert report.seconds < 30
     assert Program.from_problem(problem).is_feasible(report.masks.flat(problem.graph)[3:-10])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_auto_interrupted_at_once_returns_the_least_selection() -> None:
+    problem = chain_problem("medium")
+    report = solve(problem, "auto", options=SolveOptions(stop=lambda: True))
+    assert report.termination.reason is Reason.INTERRUPTED
+    assert report.objective == pytest.approx(problem.objective.evaluate(report.masks.flat(problem.graph)))
+    assert report.bound is None
+    usage = report.usage["macs"]
+    assert usage.limit is not None
+    assert usage.used <= usage.limit
 
 
 def test_the_second_control_c_aborts() -> None:
