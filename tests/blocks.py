@@ -22,16 +22,20 @@ def divisors(n: int) -> list[int]:
 
 def norm(rng: random.Random, c: int, s: int) -> nn.Module:
     kind = rng.choice(["bn", "bn", "bn", "plain_bn", "in", "gn", "gn1", "gnc", "ln", "none"])
-    return {
-        "bn": lambda: nn.BatchNorm2d(c),
-        "plain_bn": lambda: nn.BatchNorm2d(c, affine=False),
-        "in": lambda: nn.InstanceNorm2d(c, affine=True, track_running_stats=rng.random() < 0.5),
-        "gn": lambda: nn.GroupNorm(rng.choice(divisors(c)), c),
-        "gn1": lambda: nn.GroupNorm(1, c),
-        "gnc": lambda: nn.GroupNorm(c, c),
-        "ln": lambda: nn.LayerNorm((c, s, s)),
-        "none": nn.Identity,
-    }[kind]() if s > 1 else nn.BatchNorm2d(c)
+    return (
+        {
+            "bn": lambda: nn.BatchNorm2d(c),
+            "plain_bn": lambda: nn.BatchNorm2d(c, affine=False),
+            "in": lambda: nn.InstanceNorm2d(c, affine=True, track_running_stats=rng.random() < 0.5),
+            "gn": lambda: nn.GroupNorm(rng.choice(divisors(c)), c),
+            "gn1": lambda: nn.GroupNorm(1, c),
+            "gnc": lambda: nn.GroupNorm(c, c),
+            "ln": lambda: nn.LayerNorm((c, s, s)),
+            "none": nn.Identity,
+        }[kind]()
+        if s > 1
+        else nn.BatchNorm2d(c)
+    )
 
 
 def act(rng: random.Random, c: int) -> nn.Module:
@@ -296,7 +300,7 @@ class SpatialAttention(nn.Module):
         return x * torch.sigmoid(self.conv(pooled))
 
 
-def spatial_attention(rng: random.Random, c: int, s: int) -> Block:  # noqa: ARG001 - all builders alike
+def spatial_attention(rng: random.Random, c: int, s: int) -> Block:
     return SpatialAttention(), c, s
 
 
@@ -309,7 +313,7 @@ class Broadcast(nn.Module):
         return x + self.body(x.mean((2, 3), keepdim=True)).expand_as(x)
 
 
-def broadcast(rng: random.Random, c: int, s: int) -> Block:  # noqa: ARG001
+def broadcast(rng: random.Random, c: int, s: int) -> Block:
     return Broadcast(nn.Conv2d(c, c, 1)), c, s
 
 
@@ -338,7 +342,7 @@ class Tied(nn.Module):
         return F.silu(self.b(F.silu(self.a(x))))
 
 
-def tied(rng: random.Random, c: int, s: int) -> Block:  # noqa: ARG001
+def tied(rng: random.Random, c: int, s: int) -> Block:
     return Tied(c), c, s
 
 

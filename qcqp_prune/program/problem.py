@@ -238,7 +238,9 @@ def _parse_budget(name: str, value: BudgetValue) -> Budget:
         is_share = isinstance(value, float | np.floating) and 0 < value <= 1
         amount = Fraction(str(float(value))) if is_share else Fraction(value)
         if amount.denominator != 1 and not is_share:
-            raise InvalidBudgetError(f"budget {value!r} for {name} is neither a share up to 1 nor a whole amount: {hint}")
+            raise InvalidBudgetError(
+                f"budget {value!r} for {name} is neither a share up to 1 nor a whole amount: {hint}"
+            )
     if amount <= 0:
         raise InvalidBudgetError(f"budget {value!r} for {name} is not positive: {hint}")
     if is_share:

@@ -71,7 +71,7 @@ class Held:
         return gap is not None and gap <= self.options.gap_limit
 
     def hold_least(self) -> None:
-        """Hold the least allowed counts, which meet every budget that can be met, with the best units at these counts."""
+        """Hold the least allowed counts, which meet every budget that can be met, and the best units at these."""
         worth = self.program.gradient(np.ones(self.program.size))
         self.x = np.zeros(self.program.size, np.bool_)
         for group in self.program.groups:

@@ -34,7 +34,9 @@ RECIPES = st.builds(
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 
 
-def check(recipe: Recipe, seed: int, batch: int, realisation: Literal["auto", "graph"], training: bool) -> None:
+def check(
+    recipe: Recipe, seed: int, batch: int, realisation: Literal["auto", "graph"], training: bool
+) -> None:
     model = liven(recipe.build(), recipe.seed).train(training)
     x = torch.randn(batch, 3, recipe.side, recipe.side, generator=torch.Generator().manual_seed(seed))
     assume(depends_on_input(model, x))

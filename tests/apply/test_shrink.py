@@ -190,7 +190,7 @@ def test_a_model_that_cannot_be_copied() -> None:
 
     model = liven(Uncopyable())
     graph = trace(model, X)
-    with pytest.raises(MaskMismatchError, match="cannot be copied .* rebuild it with its constructor"):
+    with pytest.raises(MaskMismatchError, match=r"cannot be copied .* rebuild it with its constructor"):
         shrink(model, graph, random_masks(graph, 0))
 
 

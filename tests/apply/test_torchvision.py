@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import qcqp_prune as qp
+from tests.networks import prune_and_check, random_masks
 from tests.zoo import lively, torchvision_models
 
 SIDES = {
@@ -34,6 +35,10 @@ which a ReLU then silences, and equal outputs would prove nothing."""
 
 REWRITTEN = {"shufflenet_v2_x0_5"}  # its forward reshapes to channel numbers that are written into it
 
+TIED_TO_ONE = {
+    "shufflenet_v2_x0_5": 4
+}  # its shuffles tie all channels of a stage, of which one group must stay
+
 
 def alive(name: str, example: torch.Tensor) -> nn.Module:
     torch.manual_seed(0)
@@ -41,10 +46,23 @@ def alive(name: str, example: torch.Tensor) -> nn.Module:
     return lively(getattr(torchvision_models(), name)(weights=None, **options), example)
 
 
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [*SIDES.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_SIDES.items())],
-)
+CASES = [*SIDES.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_SIDES.items())]
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
+def test_random_halves(name: str, side: int) -> None:
+    """Random masks, checked without the library's own verification; all but the classifier can be pruned."""
+    example = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
+    model = alive(name, example)
+    graph = qp.trace(model, example)
+    free = [layer.name for layer in graph.layers if graph.why_not_pruned(layer) is None]
+    assert len(free) == len(graph.layers) - 1 - TIED_TO_ONE.get(name, 0)
+    _, checked = prune_and_check(model, example, graph, random_masks(graph, 0, 0.5), mixes=True)
+    assert checked.realisation == ("graph" if name in REWRITTEN else "modules")
+    assert checked.caution == ""
+
+
+@pytest.mark.parametrize(("name", "side"), CASES)
 def test_half_the_multiply_adds(name: str, side: int) -> None:
     example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
     model = alive(name, example)
@@ -71,6 +89,7 @@ def test_half_the_multiply_adds(name: str, side: int) -> None:
         groups = set(graph.group_of_unit[graph.axes[layer.out_axis]].tolist())
         frozen = all(graph.groups[g].frozen_reason is not None for g in groups)
         assert bool(graph.why_not_pruned(layer)) == frozen, layer.name
+    assert "network output" in graph.why_not_pruned(graph.layers[-1])
 
 
 def outputs(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -68,14 +68,14 @@ def scores(model: nn.Module, graph: qp.ChannelGraph) -> qp.PairwiseForm:
 )
 def test_wrong_example_inputs(model: nn.Module, example: Any) -> None:
     with pytest.raises(
-        qp.TraceError, match="Chain does not run on the example inputs .* give inputs of the shape"
+        qp.TraceError, match=r"Chain does not run on the example inputs .* give inputs of the shape"
     ):
         qp.trace(model, example)
 
 
 @pytest.mark.parametrize("example", [None, 3, "image", [], {}, (1, 2), np.zeros((1, 3, 4, 4))])
 def test_example_inputs_without_a_tensor(model: nn.Module, example: Any) -> None:
-    with pytest.raises(qp.TraceError, match="holds no tensor but .*: give a tensor, a tuple"):
+    with pytest.raises(qp.TraceError, match=r"holds no tensor but .*: give a tensor, a tuple"):
         qp.trace(model, example)
 
 
@@ -162,7 +162,7 @@ def test_a_glob_that_matches_nothing(model: nn.Module) -> None:
 
 def test_a_module_that_has_no_weight_matrix(model: nn.Module) -> None:
     for entry in ("bn", model.bn):
-        with pytest.raises(qp.UnknownLayerError, match="'bn' is a BatchNorm2d .*: name a layer that has"):
+        with pytest.raises(qp.UnknownLayerError, match=r"'bn' is a BatchNorm2d .*: name a layer that has"):
             qp.trace(model, EXAMPLE, ignored_layers=[entry])
 
 
@@ -181,7 +181,7 @@ def test_a_limit_for_an_unknown_layer(model: nn.Module, option: str) -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, 0.5, True, "2", None, math.nan, {"first": 0}])
 def test_round_to_out_of_range(model: nn.Module, value: Any) -> None:
-    with pytest.raises(qp.InvalidOptionError, match="round_to=.*: give a positive integer"):
+    with pytest.raises(qp.InvalidOptionError, match=r"round_to=.*: give a positive integer"):
         qp.trace(model, EXAMPLE, round_to=value)
 
 
@@ -247,7 +247,7 @@ def test_the_whole_is_allowed(graph: qp.ChannelGraph, scores: qp.PairwiseForm) -
 
 def test_an_unknown_resource(graph: qp.ChannelGraph, scores: qp.PairwiseForm) -> None:
     with pytest.raises(
-        qp.InvalidBudgetError, match="unknown resource 'flops' .*choose from macs, memory, params"
+        qp.InvalidBudgetError, match=r"unknown resource 'flops' .*choose from macs, memory, params"
     ):
         qp.PruningProblem.build(graph, scores, {"macs": "50%", "flops": "50%"})
 
@@ -261,7 +261,7 @@ def test_an_infeasible_budget_says_what_is_attainable(
     graph: qp.ChannelGraph, scores: qp.PairwiseForm
 ) -> None:
     with pytest.raises(
-        qp.InfeasibleError, match="smallest attainable .*Raise the budget to at least"
+        qp.InfeasibleError, match=r"smallest attainable .*Raise the budget to at least"
     ) as caught:
         qp.PruningProblem.build(graph, scores, {"macs": LEAST_MACS - 1})
     assert caught.value.resource == "macs"
@@ -296,7 +296,7 @@ def test_masks_of_another_graph(model: nn.Module, graph: qp.ChannelGraph) -> Non
     masks = all_kept(qp.trace(wider, EXAMPLE))
     for use in (qp.shrink, qp.masked):
         with pytest.raises(
-            qp.MaskMismatchError, match="fingerprint .*: use the graph that the problem was built"
+            qp.MaskMismatchError, match=r"fingerprint .*: use the graph that the problem was built"
         ):
             use(model, graph, masks)
 
@@ -346,7 +346,7 @@ def test_flat_masks_of_the_wrong_kind(graph: qp.ChannelGraph, flat: Any) -> None
 def test_masks_with_a_group_left_out(graph: qp.ChannelGraph) -> None:
     whole = all_kept(graph)
     partial = qp.Masks(whole.fingerprint, {k: v for k, v in whole.keep.items() if k != "second"})
-    with pytest.raises(qp.MaskMismatchError, match="one entry for each group .*: make them with"):
+    with pytest.raises(qp.MaskMismatchError, match=r"one entry for each group .*: make them with"):
         partial.flat(graph)
 
 
@@ -385,7 +385,7 @@ def text_axis(data: dict[str, Any]) -> None:
 def test_a_changed_graph_file(graph: qp.ChannelGraph, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(json.dumps(graph.to_json()))
     change(data)
-    with pytest.raises(qp.PlanError, match="does not match its own fingerprint, .*: trace the model again"):
+    with pytest.raises(qp.PlanError, match=r"does not match its own fingerprint, .*: trace the model again"):
         qp.ChannelGraph.from_json(data)
 
 
@@ -397,13 +397,13 @@ def test_a_changed_graph_file(graph: qp.ChannelGraph, change: Callable[[dict[str
 def test_a_broken_graph_file(graph: qp.ChannelGraph, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(json.dumps(graph.to_json()))
     change(data)
-    with pytest.raises(qp.PlanError, match="not a channel graph file .*: trace the model again"):
+    with pytest.raises(qp.PlanError, match=r"not a channel graph file .*: trace the model again"):
         qp.ChannelGraph.from_json(data)
 
 
 def test_a_graph_file_of_another_version(graph: qp.ChannelGraph) -> None:
     data = {**graph.to_json(), "schema": 999}
-    with pytest.raises(qp.PlanError, match="schema 999.*: trace the model again"):
+    with pytest.raises(qp.PlanError, match=r"schema 999.*: trace the model again"):
         qp.ChannelGraph.from_json(data)
 
 

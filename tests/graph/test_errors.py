@@ -64,7 +64,9 @@ def test_an_input_that_is_no_plain_value() -> None:
 
 
 def test_control_flow_on_values() -> None:
-    with pytest.raises(TraceError, match="torch.export cannot follow .*remove control flow that depends on tensor"):
+    with pytest.raises(
+        TraceError, match=r"torch\.export cannot follow .*remove control flow that depends on tensor"
+    ):
         trace(DataDependent(), X)
 
 
@@ -74,7 +76,7 @@ def test_a_scripted_module() -> None:
         scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3)))
         traced = torch.jit.trace(Net().eval(), X)
     for module in (scripted, traced):
-        with pytest.raises(TraceError, match="scripted module, which cannot be traced: pass the nn.Module"):
+        with pytest.raises(TraceError, match=r"scripted module, which cannot be traced: pass the nn\.Module"):
             trace(module, X)
 
 

@@ -72,7 +72,9 @@ def test_zero_padded_shortcut_of_a_cifar_resnet() -> None:
     assert names == ["block.conv2"] * 2 + ["stem"] * 4 + ["block.conv2"] * 2
     masks = keep(graph, stem=[1, 2], block_conv2=[0, 3], block_conv1=[0, 1, 2])
     assert uses(graph, masks)["macs"] == 9 * (36 * 3 * 2 + 9 * 2 * 3 + 9 * 3 * 4) + 4 * 4
-    model = Net(lambda m, x: m.block(torch.tanh(m.stem(x))), 8, stem=conv(3, 4), block=BasicBlock(4, 8, stride=2))
+    model = Net(
+        lambda m, x: m.block(torch.tanh(m.stem(x))), 8, stem=conv(3, 4), block=BasicBlock(4, 8, stride=2)
+    )
     small, checked = prune_and_check(liven(model), X, graph, masks)
     assert small.block.shortcut.pad.padding == (0, 0, 0, 0, 1, 1)
     assert checked.realisation == "modules"
@@ -243,8 +245,6 @@ def test_padding_of_channels(own: bool) -> None:
 
 
 def test_padded_channels_that_nothing_joins_stay() -> None:
-    graph = check(
-        Net(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 3))), 5, a=conv(3, 4), b=conv(8, 5))
-    )
+    graph = check(Net(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 3))), 5, a=conv(3, 4), b=conv(8, 5)))
     assert widths(graph, free=True) == {"a": 4, "b": 5}
     assert reasons(graph)["b.in"] == "no layer makes it"

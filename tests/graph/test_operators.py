@@ -48,7 +48,9 @@ def chain(*functions: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Ten
 
 FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "activations": chain(F.hardswish, F.mish, F.softsign, F.selu, F.gelu, F.hardsigmoid, F.relu6),
-    "more activations": chain(F.celu, F.softplus, F.logsigmoid, F.tanhshrink, lambda y: F.threshold(y, -1, 0.3)),
+    "more activations": chain(
+        F.celu, F.softplus, F.logsigmoid, F.tanhshrink, lambda y: F.threshold(y, -1, 0.3)
+    ),
     "in place": lambda m, y: torch.tanh_(y.add_(1)).mul_(y.sigmoid()),
     "arithmetic": lambda m, y: 1 - torch.addcmul(y, y, y, value=0.5) / (2 + y**2),
     "lerp": lambda m, y: torch.lerp(y, y.tanh(), 0.3),
@@ -62,7 +64,9 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "norm": lambda m, y: y / y.norm(dim=1, keepdim=True),
     "variance": lambda m, y: y / (1 + y.var(1, keepdim=True)),
     "deviation": lambda m, y: y / (1 + y.std((2, 3), keepdim=True, unbiased=False)),
-    "var_mean": lambda m, y: (y - torch.var_mean(y, 1, keepdim=True)[1]) / torch.var_mean(y, 1, keepdim=True)[0],
+    "var_mean": lambda m, y: (
+        (y - torch.var_mean(y, 1, keepdim=True)[1]) / torch.var_mean(y, 1, keepdim=True)[0]
+    ),
     "mean of all": lambda m, y: y - y.mean(),
     "sum": lambda m, y: y * y.sum(1, keepdim=True),
     "product": lambda m, y: y * y.prod(1, keepdim=True),

@@ -142,7 +142,9 @@ def test_round_to_counts_channels_of_the_layer_not_units() -> None:
     small, _ = prune_and_check(model, X, graph, random_masks(graph, 1, 0.5))
     assert small[0].out_channels % 4 == 0
     #  pixel shuffle: 4 channels are one unit
-    shuffled = trace(nn.Sequential(nn.Conv2d(3, 32, 3), nn.PixelShuffle(2), nn.Conv2d(8, 4, 3)), X, round_to=8)
+    shuffled = trace(
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.PixelShuffle(2), nn.Conv2d(8, 4, 3)), X, round_to=8
+    )
     assert counts(shuffled)["0"] == [2, 4, 6, 8]
 
 
@@ -164,16 +166,22 @@ def test_round_to_of_a_zero_padded_stream() -> None:
     class Padded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.block, self.head = nn.Conv2d(3, 8, 3), BasicBlock(8, 16, stride=2), nn.Linear(16, 4)
+            self.stem, self.block, self.head = (
+                nn.Conv2d(3, 8, 3),
+                BasicBlock(8, 16, stride=2),
+                nn.Linear(16, 4),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.block(torch.tanh(self.stem(x))).mean((2, 3)))
 
     model = liven(Padded())
     graph = trace(model, X, round_to=4)
-    assert counts(graph) == {"stem": [4, 8], "block.conv1": [4, 8, 12, 16], "block.conv2": [0, 4, 8]} or counts(
-        graph
-    )["block.conv2"] == [4, 8]
+    assert counts(graph) == {
+        "stem": [4, 8],
+        "block.conv1": [4, 8, 12, 16],
+        "block.conv2": [0, 4, 8],
+    } or counts(graph)["block.conv2"] == [4, 8]
     small, _ = prune_and_check(model, X, graph, random_masks(graph, 1, 0.5))
     assert small.block.conv2.out_channels % 4 == 0
 

@@ -223,7 +223,7 @@ def test_a_measure_that_disagrees_is_found_out(lenet: tuple[nn.Module, qp.Channe
             return super().measure(module, example_inputs) + 1
 
     model, graph = lenet
-    with pytest.raises(qp.VerificationError, match="channels: predicted .* report it with the model"):
+    with pytest.raises(qp.VerificationError, match=r"channels: predicted .* report it with the model"):
         qp.shrink(model, graph, random_masks(graph, 0), resources=[Wrong()])
 
 

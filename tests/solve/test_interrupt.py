@@ -14,7 +14,9 @@ from qcqp_prune.solve.run import solve
 from qcqp_prune.testing import chain_problem
 
 
-@pytest.mark.parametrize("solver", ["scip", "highs", "relaxation", "decomposition", "block_coordinate", "auto"])
+@pytest.mark.parametrize(
+    "solver", ["scip", "highs", "relaxation", "decomposition", "block_coordinate", "auto"]
+)
 def test_control_c_returns_the_incumbent(solver: str) -> None:
     pressed = []
 
