@@ -47,6 +47,7 @@ def trace(
         ignored_layers: modules, names or globs whose outputs are all kept. Their inputs may still shrink.
         round_to: kept channels of a layer are a multiple of this, or all of them; a number, or one for each glob.
         min_keep: least kept channels of a layer: a number, a share (float up to 1), or one for each glob.
+            Where a layer's channels fall into several groups it is asked of each in proportion, rounded up.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
 
     Raises:

@@ -187,10 +187,12 @@ class Standardised(nn.Conv2d):
         return nn.functional.conv2d(x, flat.reshape_as(self.weight), self.bias, padding=1)
 
 
-def test_standardised_weights() -> None:
-    model = liven(nn.Sequential(conv(3, 8), nn.SiLU(), Standardised(8, 5, 3), nn.SiLU(), head(5)))
+@pytest.mark.parametrize("inputs", [2, 8])
+def test_standardised_weights(inputs: int) -> None:
+    """Also where the kernel is larger than the number of inputs."""
+    model = liven(nn.Sequential(conv(3, inputs), nn.SiLU(), Standardised(inputs, 5, 3), nn.SiLU(), head(5)))
     graph = trace(model, X)
-    assert widths(graph, free=True) == {"0": 8, "2": 5}
+    assert widths(graph, free=True) == {"0": inputs, "2": 5}
     for seed, realisation in enumerate(("modules", "graph")):
         prune_and_check(model, X, graph, random_masks(graph, seed), realisation=realisation, mixes=True)
 

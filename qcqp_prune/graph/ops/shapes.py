@@ -20,10 +20,12 @@ def view(walk: Walk, node: Node) -> Axes:
     source = walk.tensor_inputs(node)[0]
     axes, shape, target = walk.axes(source), walk.shape(source), walk.shape(node)
     out: Axes = [None] * len(target)
+    # Of a convolution's weight the channels come first, however large the kernel.
+    in_order = len(shape) > 2 and walk.parameter(source) is not None
     for old, new in blocks(shape, target):
         if all(axes[d] is None for d in old):
             continue
-        flat = _merged(walk, [axes[d] for d in old], [shape[d] for d in old])
+        flat = _merged(walk, [axes[d] for d in old], [shape[d] for d in old], in_order=in_order)
         for d, labels in zip(new, _divided(walk, flat, [target[d] for d in new]), strict=True):
             out[d] = labels
     _unflatten_attribute(walk, node, out)
@@ -50,12 +52,15 @@ def blocks(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[i
     return pairs
 
 
-def _merged(walk: Walk, axes: Axes, sizes: list[int]) -> IntArray:
-    """Labels of the product of some dimensions, row-major, ``(prod(sizes),)``."""
+def _merged(walk: Walk, axes: Axes, sizes: list[int], *, in_order: bool) -> IntArray:
+    """Labels of the product of some dimensions, row-major, ``(prod(sizes),)``.
+
+    Of several that could be pruned one is chosen: the first where ``in_order``, else the largest.
+    """
     tracked = [d for d, labels in enumerate(axes) if labels is not None and sizes[d] > 1]
     if len(tracked) > 1:
         free = [d for d in tracked if not walk.table.is_frozen(axes[d])]  # type: ignore[arg-type]
-        tracked = [max(free or tracked, key=lambda d: sizes[d])]
+        tracked = [max(free or tracked, key=lambda d: -d if in_order else sizes[d])]
     tracked = tracked or [d for d, labels in enumerate(axes) if labels is not None][:1]
     for d, labels in enumerate(axes):
         if d not in tracked:
