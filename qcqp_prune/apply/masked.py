@@ -18,8 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from qcqp_prune.apply.masked_ops import RULES
-from qcqp_prune.apply.masked_values import Value, is_value, pointwise
+from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.export import canonical_names, eval_mode, export
@@ -167,7 +166,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
     name = op_name(node)
     rule = RULES.get(name) or (pointwise if is_pointwise(node) else None)
-    values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=is_value) if isinstance(x, Value)]
+    values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:
         return rule(node.target, args, kwargs)
     is_size = name.startswith("aten::sym_")
@@ -176,7 +175,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
             f"{name} has no mask-aware version, yet something that it reads is pruned: "
             "pass its layers in ignored_layers"
         )
-    plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=is_value)
+    plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=_is_value)
     out = node.target(*plain_args, **plain_kwargs)  # type: ignore[operator]
     return pytree.tree_map_only(Tensor, Value, out)
 
@@ -186,6 +185,10 @@ def model_outputs(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]
     args, kwargs = call
     with eval_mode(model), torch.no_grad():
         return pytree.tree_leaves(model(*args, **kwargs))
+
+
+def _is_value(x: Any) -> bool:
+    return isinstance(x, Value)
 
 
 def _plain(value: Value) -> Tensor:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module
-from qcqp_prune.apply.masked_values import Value
+from qcqp_prune.apply.masked_ops import Value
 from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import export

@@ -248,21 +248,3 @@ def test_padded_channels_that_nothing_joins_stay() -> None:
     graph = check(Net(lambda m, x: m.b(F.pad(m.a(x), (0, 0, 0, 0, 1, 3))), 5, a=conv(3, 4), b=conv(8, 5)))
     assert widths(graph, free=True) == {"a": 4, "b": 5}
     assert reasons(graph)["b.in"] == "no layer makes it"
-
-
-class PaddedWindows(nn.Module):
-    """As in Swin: a padded plane with the channels last, cut into windows by a reshape that names the channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.norm, self.b = conv(3, 8), nn.LayerNorm(8), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.pad(torch.tanh(self.a(x)).permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2))
-        y = y.view(y.shape[0], 2, 4, 2, 4, 8).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, 8)
-        return self.b(self.norm(y)).mean(1)
-
-
-def test_padding_of_the_plane_leaves_removed_channels_removed() -> None:
-    graph = check(PaddedWindows(), mixes=True, modules=False)
-    assert widths(graph, free=True) == {"a": 8}

@@ -90,7 +90,6 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "squeeze": lambda m, y: y.unsqueeze(0).squeeze(0).unsqueeze(2).squeeze(),
     "triangle": lambda m, y: y.tril(),
     "expand": lambda m, y: y.mean((2, 3))[:, :, None, None].expand(-1, -1, 6, 6),
-    "new tensor of the plane": lambda m, y: y + y.new_ones((6, 1)) * torch.arange(6.0).to(y.dtype),
     "dropout": lambda m, y: F.dropout2d(F.dropout(y, 0.5, m.training), 0.5, m.training),
 }
 

@@ -77,7 +77,7 @@ UNTAGGED = [
 ]
 """Pointwise, though PyTorch does not tag all their overloads so."""
 
-FACTORIES = [
+_FACTORIES = [
     "zeros",
     "ones",
     "full",
@@ -120,5 +120,5 @@ HANDLERS: dict[str, Handler] = {
     **{f"aten::{name}": same for name in _SAME},
     "aten::glu": glu,
     **{f"aten::{name}": pointwise for name in UNTAGGED},
-    **{f"aten::{name}": factory for name in FACTORIES},
+    **{f"aten::{name}": factory for name in _FACTORIES},
 }
