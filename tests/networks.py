@@ -49,7 +49,7 @@ def random_masks(graph: ChannelGraph, seed: int, share: float | None = None) -> 
     rng = np.random.default_rng(seed)
     flat = np.ones(graph.unit_count, np.bool_)
     drawn: dict[str, int] = {}
-    for g, allowed in enumerate(allowed_counts(graph.groups)):
+    for g, allowed in enumerate(allowed_counts(graph)):
         group = graph.groups[g]
         count = int(rng.choice(allowed))
         if share is not None:
@@ -58,6 +58,9 @@ def random_masks(graph: ChannelGraph, seed: int, share: float | None = None) -> 
             count = drawn.setdefault(group.tie, count)
         kept = rng.permutation(group.width) < count
         flat[graph.units(g)] = kept
+    if len(graph.links):
+        stays = np.asarray([len(a) == 1 for a in allowed_counts(graph)])[graph.group_of_unit]
+        flat = graph.links.closed(flat) | (flat & stays)
     return Masks.from_flat(graph, flat)
 
 

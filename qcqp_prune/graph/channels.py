@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from qcqp_prune.errors import PlanError
+from qcqp_prune.graph.links import CountLink, Links
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class ChannelGraph:
         attributes: module attributes that surgery has to update.
         batch: samples in the example input; all counts are of one sample.
         notes: decisions of the extractor worth knowing.
+        links: units that are kept exactly when a part of theirs is, over the flat unit index.
     """
 
     model: str
@@ -183,6 +185,7 @@ class ChannelGraph:
     input_tree: str = ""
     attributes: tuple[Attribute, ...] = field(default=())
     notes: tuple[Note, ...] = field(default=())
+    links: Links = field(default_factory=Links.none)
 
     @cached_property
     def offsets(self) -> IntArray:
@@ -205,6 +208,11 @@ class ChannelGraph:
     def group_of_unit(self) -> IntArray:
         """Index of the group of each unit, ``(unit_count,)``."""
         return np.repeat(np.arange(len(self.groups), dtype=np.int64), [g.width for g in self.groups])
+
+    @cached_property
+    def count_links(self) -> tuple[CountLink, ...]:
+        """What the links say about the counts of groups."""
+        return self.links.between(self.group_of_unit, len(self.groups))
 
     def units(self, group: int) -> slice:
         """The flat range of a group's units."""
@@ -251,6 +259,8 @@ class ChannelGraph:
             [asdict(t) for t in self.tensors],
         )
         digest.update(json.dumps(list(parts), sort_keys=True).encode())
+        for ends in (self.links.wholes, self.links.parts):
+            digest.update(ends.astype("<i8").tobytes())
         for axis in self.axes:
             digest.update(axis.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -270,6 +280,7 @@ class ChannelGraph:
             "input_tree": self.input_tree,
             "attributes": [asdict(a) for a in self.attributes],
             "notes": [asdict(n) for n in self.notes],
+            "links": self.links.to_json(),
         }
 
     @classmethod
@@ -296,6 +307,7 @@ class ChannelGraph:
                 input_tree=data["input_tree"],
                 attributes=tuple(_attribute(a) for a in data["attributes"]),
                 notes=tuple(Note(**n) for n in data["notes"]),
+                links=Links.from_json(data["links"]),
             )
             expected = data["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:

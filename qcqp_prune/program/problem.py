@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,7 +21,7 @@ from qcqp_prune.errors import (
     InvalidScoreError,
     NothingToPruneError,
 )
-from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Group, IntArray
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.program.forms import CountForm, PairwiseForm
 
 RESOURCE_ENTRY_POINTS = "qcqp_prune.resources"
@@ -129,7 +130,7 @@ class PruningProblem:
             )
         known = {r.name: r for r in (*known_resources().values(), *resources)}
         parsed = {b.resource: b for b in parse_budgets(budgets, known)}
-        counts = least_counts(graph.groups)
+        counts = least_counts(graph)
         rows = []
         for name, resource in known.items():
             form = resource.form(graph)
@@ -181,16 +182,21 @@ def known_resources() -> dict[str, Resource]:
     return {resource.name: resource for resource in loaded}
 
 
-def least_counts(groups: Sequence[Group]) -> list[int]:
-    """The least allowed kept count of each group, tied groups together: every resource is smallest there."""
-    allowed = allowed_counts(groups)
-    return [min(a) for a in allowed]
+def least_counts(graph: ChannelGraph) -> list[int]:
+    """The least kept count of each group that ties, limits and links leave: every resource is smallest there."""
+    return [a[0] for a in allowed_counts(graph)]
 
 
-def allowed_counts(groups: Sequence[Group]) -> list[list[int]]:
-    """The kept counts that each group may have, ascending; tied groups share those that suit them all."""
+def allowed_counts(graph: ChannelGraph) -> list[list[int]]:
+    """The kept counts that each group may have, ascending; tied groups share those that suit them all.
+
+    Links cut off counts that no selection has: kept parts need wholes, and kept wholes need parts.
+
+    Raises:
+        InvalidOptionError: tied groups have no count in common.
+    """
     shared: dict[str, set[int]] = {}
-    for group in groups:
+    for group in graph.groups:
         if group.tie is not None:
             shared[group.tie] = shared.get(group.tie, set(group.counts())) & set(group.counts())
             if not shared[group.tie]:
@@ -198,7 +204,38 @@ def allowed_counts(groups: Sequence[Group]) -> list[list[int]]:
                     f"{group.id} must keep as many units as {group.tie}, and no count suits both: change round_to or "
                     "min_keep for one of them"
                 )
-    return [sorted(shared[g.tie]) if g.tie is not None else g.counts() for g in groups]
+    allowed = [sorted(shared[g.tie]) if g.tie is not None else g.counts() for g in graph.groups]
+    return _linked(graph, allowed) if graph.count_links else allowed
+
+
+def _linked(graph: ChannelGraph, allowed: list[list[int]]) -> list[list[int]]:
+    """Allowed counts raised until those of linked groups suit each other."""
+    single = Counter(link.whole for link in graph.count_links)
+    covered = {
+        g: len(np.unique(graph.links.heads[graph.group_of_unit[graph.links.heads] == g])) for g in single
+    }
+    changed = True
+    while changed:
+        changed = False
+        for link in graph.count_links:
+            needs = [(link.whole, link.least_whole(allowed[link.part][0]))]
+            if single[link.whole] == 1 and len(allowed[link.whole]) > 1:
+                free = graph.groups[link.whole].width - covered[link.whole]
+                needs.append((link.part, math.ceil((allowed[link.whole][0] - free) / link.spread)))
+            for group, least in needs:
+                if allowed[group][0] < least:
+                    kept = [n for n in allowed[group] if n >= least]
+                    for other, counts in enumerate(allowed):
+                        tie = graph.groups[other].tie
+                        if other == group or (tie is not None and tie == graph.groups[group].tie):
+                            allowed[other] = [n for n in counts if n in kept]
+                    if not all(allowed):
+                        raise InvalidOptionError(
+                            f"no count of {graph.groups[group].id} suits the groups that it is linked with: change "
+                            "round_to or min_keep for one of them"
+                        )
+                    changed = True
+    return allowed
 
 
 def parse_budgets(budgets: Budgets, known: Mapping[str, Resource]) -> list[Budget]:

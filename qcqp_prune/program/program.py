@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
 
 from qcqp_prune.errors import InvalidScoreError
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.links import CountLink, Links
 from qcqp_prune.program.coefficients import (
     BoolArray,
     Coefficient,
@@ -85,6 +87,7 @@ class Program:
         constant: worth of what is always kept.
         units: ``(n,)`` the graph unit behind each variable.
         unit_count: number of units of the graph; those without a variable are always kept.
+        links: variables that are 1 exactly when one of their parts is.
     """
 
     groups: tuple[ProgramGroup, ...]
@@ -94,6 +97,7 @@ class Program:
     constant: float
     units: IntArray
     unit_count: int
+    links: Links = field(default_factory=Links.none)
 
     @property
     def size(self) -> int:
@@ -134,11 +138,16 @@ class Program:
         return g
 
     def is_feasible(self, x: BoolArray) -> bool:
-        """Whether counts are allowed, ties hold and every budget is met, in integers."""
-        return self.counts_feasible(self.counts(x))
+        """Whether links and ties hold, counts are allowed and every budget is met, in integers."""
+        return self.counts_feasible(self.counts(x)) and self.links.hold(x)
+
+    @cached_property
+    def count_links(self) -> tuple[CountLink, ...]:
+        """What the links say about the counts of groups."""
+        return self.links.between(self.group_of, len(self.groups))
 
     def counts_feasible(self, counts: IntArray) -> bool:
-        """The same for counts ``(group_count,)``: nothing but counts enters the constraints."""
+        """The same for counts ``(group_count,)``: but for links, nothing else enters the constraints."""
         ties: dict[int, int] = {}
         for group, n in zip(self.groups, counts.tolist(), strict=True):
             if n not in group.counts or ties.setdefault(group.tie, n) != n:
@@ -167,8 +176,12 @@ class Program:
     def from_problem(cls, problem: PruningProblem) -> Program:
         """Drop what is frozen, and gather the objective by pairs of groups."""
         graph = problem.graph
-        allowed = allowed_counts(graph.groups)
-        free = [g for g, counts in enumerate(allowed) if len(counts) > 1]
+        allowed = allowed_counts(graph)
+        choice = np.asarray([len(counts) > 1 for counts in allowed], np.bool_)
+        links = _free_links(graph, choice)
+        # A part that is always kept stays in the program where its whole is a choice: it is what keeps the whole.
+        choice[graph.group_of_unit[links.parts]] = True
+        free = np.flatnonzero(choice).tolist()
         index = {g: k for k, g in enumerate(free)}
         widths = [graph.groups[g].width for g in free]
         starts = list(itertools.accumulate(widths, initial=0))
@@ -189,7 +202,16 @@ class Program:
             if r.limit is not None
         )
         linear, constant, pairs = gather.result(units)
-        return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count)
+        place = np.full(graph.unit_count, -1, np.int64)
+        place[units] = np.arange(len(units))
+        linked = Links.of(np.stack([place[links.wholes], place[links.parts]], axis=1))
+        return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count, linked)
+
+
+def _free_links(graph: ChannelGraph, choice: BoolArray) -> Links:
+    """The links whose wholes are a choice; one that is always kept needs no part."""
+    open_wholes = choice[graph.group_of_unit[graph.links.wholes]]
+    return Links(graph.links.wholes[open_wholes], graph.links.parts[open_wholes])
 
 
 def graph_widths(problem: PruningProblem) -> list[int]:

@@ -64,7 +64,7 @@ class BudgetLine:
 
 def feasible_ranges(graph: ChannelGraph, resources: Sequence[Resource] = ()) -> tuple[ResourceRange, ...]:
     """What selections of this graph can use at least and at most, for every known resource."""
-    least, full = least_counts(graph.groups), [g.width for g in graph.groups]
+    least, full = least_counts(graph), [g.width for g in graph.groups]
     known = {r.name: r for r in (*known_resources().values(), *resources)}
     forms = [(resource, resource.form(graph)) for resource in known.values()]
     return tuple(ResourceRange(r.name, r.unit, f.evaluate(least), f.evaluate(full)) for r, f in forms)
@@ -100,7 +100,7 @@ def _cheapest_step(problem: PruningProblem, row: BudgetRow, mask: BoolArray) -> 
     """The least that raising one group, or one set of tied groups, to its next allowed count adds to a resource."""
     groups = problem.graph.groups
     counts = problem.counts(mask)
-    allowed = allowed_counts(groups)
+    allowed = allowed_counts(problem.graph)
     ties: dict[str, list[int]] = {}
     for g, group in enumerate(groups):
         ties.setdefault(f"tie {group.tie}" if group.tie is not None else f"group {g}", []).append(g)

@@ -91,10 +91,12 @@ def _rounded(raw: RawSolution, program: Program, name: str) -> BoolArray:
 
 def _require_budgets(problem: PruningProblem, mask: BoolArray, name: str) -> None:
     counts = problem.counts(mask).tolist()
+    graph, every = problem.graph, allowed_counts(problem.graph)
+    bound_to_stay = np.asarray([len(a) == 1 for a in every], np.bool_)
+    if not graph.links.hold(mask, exempt=bound_to_stay[graph.group_of_unit]):
+        raise _error(name, "it keeps a unit without its whole, or a whole without any of its parts")
     ties: dict[str, int] = {}
-    for group, allowed, n in zip(
-        problem.graph.groups, allowed_counts(problem.graph.groups), counts, strict=True
-    ):
+    for group, allowed, n in zip(graph.groups, every, counts, strict=True):
         if n not in allowed:
             raise _error(name, f"it keeps {n} of {group.width} units of {group.id!r}, which is not allowed")
         if group.tie is not None and ties.setdefault(group.tie, n) != n:

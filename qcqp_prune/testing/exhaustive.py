@@ -46,7 +46,7 @@ def exhaustive(problem: PruningProblem, *, limit: int = LIMIT) -> Optimum:
     best_value, best_mask, feasible = -np.inf, None, 0
     for masks in _masks(graph.unit_count, free):
         counts = np.stack([masks[:, graph.units(g)].sum(1) for g in range(len(graph.groups))], axis=1)
-        masks = masks[_is_feasible(problem, counts)]
+        masks = masks[_is_feasible(problem, counts) & _linked(problem, masks)]
         feasible += len(masks)
         if not len(masks):
             continue
@@ -78,6 +78,19 @@ def _is_feasible(problem: PruningProblem, counts: IntArray) -> BoolArray:
             ok &= counts[:, g] == counts[:, first.setdefault(group.tie, g)]
     for row in problem.budgeted:
         ok &= _uses(row.form, counts) <= (row.limit or 0)
+    return ok
+
+
+def _linked(problem: PruningProblem, masks: BoolArray) -> BoolArray:
+    """Which rows of ``masks`` keep a whole exactly when they keep one of its parts, ``(masks,)``."""
+    graph = problem.graph
+    ok = np.ones(len(masks), np.bool_)
+    for whole in graph.links.heads.tolist():
+        parts = graph.links.parts[graph.links.wholes == whole]
+        any_part = masks[:, parts].any(1)
+        group = graph.groups[graph.group_of_unit[whole]]
+        stays = group.counts() == [group.width]
+        ok &= (masks[:, whole] | ~any_part) if stays else masks[:, whole] == any_part
     return ok
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from qcqp_prune.graph.channels import ChannelGraph, Group
+from qcqp_prune.graph.links import Links
 from qcqp_prune.program.coefficients import Coefficient, FloatArray, IntArray, LowRank
 from qcqp_prune.program.forms import CountFormBuilder, PairTerm, PairwiseForm
 from qcqp_prune.program.problem import BudgetRow, PruningProblem, least_counts
@@ -26,6 +27,7 @@ class Sketch:
     unary_low: float = 0.0
     fraction: float = 0.5
     two_budgets: bool = False
+    links: list[tuple[int, int, Sequence[int]]] = field(default_factory=list)
 
     def group(self, width: int, **kwargs: object) -> int:
         """Add a group; its index."""
@@ -38,6 +40,10 @@ class Sketch:
         self.pairs.append((first, second, self.weights(p, q) if coef is None else coef))
         self.products.append((first, second, int(self.rng.integers(1, 40))))
 
+    def link(self, whole: int, part: int, owners: Sequence[int]) -> None:
+        """Make each unit of ``part`` a part of the unit of ``whole`` with the given local index; -1 for none."""
+        self.links.append((whole, part, owners))
+
     def weights(self, p: int, q: int) -> FloatArray:
         """Importance of the pairs of one layer, as ``normalised_importance``."""
         return normalised_importance(self.rng, p, q)
@@ -45,6 +51,7 @@ class Sketch:
     def problem(self) -> PruningProblem:
         """The problem, with budgets at ``fraction`` of the way from the smallest to the dense use."""
         graph = ChannelGraph("synthetic", tuple(self.groups), (), (), (), (), 1)
+        graph = replace(graph, links=self._unit_links(graph))
         unary = self.rng.uniform(self.unary_low, 0.2, graph.unit_count)
         unary[self.rng.random(graph.unit_count) < 0.5] = 0.0
         ranges = [np.arange(graph.units(g).start, graph.units(g).stop) for g in range(len(self.groups))]
@@ -52,6 +59,16 @@ class Sketch:
         rows = [self._row("macs", 1, graph, self.fraction)]
         rows.append(self._row("memory", 0, graph, self.fraction + 0.1 if self.two_budgets else None))
         return PruningProblem(graph, PairwiseForm(unary, terms, constant=0.5), tuple(rows))
+
+    def _unit_links(self, graph: ChannelGraph) -> Links:
+        return Links.of(
+            [
+                (graph.units(whole).start + owner, graph.units(part).start + j)
+                for whole, part, owners in self.links
+                for j, owner in enumerate(owners)
+                if owner >= 0
+            ]
+        )
 
     def _row(self, name: str, degree: int, graph: ChannelGraph, fraction: float | None) -> BudgetRow:
         builder = CountFormBuilder(len(graph.groups))
@@ -62,7 +79,7 @@ class Sketch:
             builder.add_product(cost if degree else 1, {g: 1}, {h: 1})
         form = builder.build()
         dense = form.evaluate([g.width for g in graph.groups])
-        smallest = form.evaluate(least_counts(graph.groups))
+        smallest = form.evaluate(least_counts(graph))
         limit = None if fraction is None else smallest + int(fraction * (dense - smallest))
         return BudgetRow(name, "units", form, dense, smallest, limit)
 
@@ -162,6 +179,29 @@ def _factors(s: Sketch) -> None:
     s.layer(ids[1], ids[2], LowRank(left, right))
 
 
+def _free_sharing(s: Sketch) -> None:
+    """A stream of three channels that two layers write, read before and after the second; a layer in between."""
+    first, early, inner = s.group(3), s.group(3), s.group(2)
+    second, late = s.group(3, min_keep=0), s.group(3)
+    for whole, part in ((early, first), (late, early), (late, second)):
+        s.link(whole, part, range(3))
+    for g, h in ((early, inner), (inner, second), (late, s.group(2, frozen_reason="output"))):
+        s.layer(g, h)
+    s.linear.append((first, 5))
+
+
+def _columns(s: Sketch) -> None:
+    """Two layers whose filters have two kernel columns each; the second one's input is the first one's output."""
+    first, second = s.group(3), s.group(3)
+    columns = [s.group(6), s.group(4)]
+    s.link(first, columns[0], [0, 0, 1, 1, 2, 2])
+    s.link(second, columns[1], [0, 0, 1, 2])
+    source = s.group(2, frozen_reason="input")
+    s.layer(source, columns[0])
+    s.layer(first, columns[1])
+    s.layer(second, s.group(2, frozen_reason="output"))
+
+
 STRUCTURES: dict[str, Callable[[Sketch], None]] = {
     "chain": _chain,
     "residual": _residual,
@@ -177,6 +217,9 @@ STRUCTURES: dict[str, Callable[[Sketch], None]] = {
 }
 
 
+LINKED: dict[str, Callable[[Sketch], None]] = {"free_sharing": _free_sharing, "columns": _columns}
+
+
 def random_problem(seed: int, structure: str = "chain") -> PruningProblem:
     """A problem of at most 16 free units, small enough for ``exhaustive``.
 
@@ -186,7 +229,7 @@ def random_problem(seed: int, structure: str = "chain") -> PruningProblem:
     """
     sketch = Sketch(np.random.default_rng(seed))
     sketch.fraction = float(sketch.rng.uniform(0.15, 0.8))
-    STRUCTURES[structure](sketch)
+    {**STRUCTURES, **LINKED}[structure](sketch)
     return sketch.problem()
 
 
@@ -250,6 +293,6 @@ def chain_problem(
     for resource, builder in costs.items():
         form = builder.build()
         dense = form.evaluate(list(shape.widths))
-        row = BudgetRow(resource, resource, form, dense, form.evaluate(least_counts(groups)))
+        row = BudgetRow(resource, resource, form, dense, form.evaluate(least_counts(graph)))
         rows.append(replace(row, limit=int(wanted[resource] * dense)) if resource in wanted else row)
     return PruningProblem(graph, PairwiseForm(np.zeros(graph.unit_count), tuple(terms)), tuple(rows))

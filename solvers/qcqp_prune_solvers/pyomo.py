@@ -272,6 +272,11 @@ def _quadratic_model(program: Program) -> tuple[Any, list[Any]]:
         head = first.setdefault(group.tie, g)
         if head != g:
             m.rows.add(m.n[g] == m.n[head])
+    for whole, part in zip(program.links.wholes.tolist(), program.links.parts.tolist(), strict=True):
+        m.rows.add(m.x[part] <= m.x[whole])
+    for wholes, parts in program.links.by_size:
+        for whole, row in zip(wholes.tolist(), parts.tolist(), strict=True):
+            m.rows.add(sum(m.x[i] for i in row) >= m.x[whole])
     _add_worth(m, program)
     for constraint in program.constraints:
         form = constraint.form

@@ -119,6 +119,13 @@ class _ScipModel:
             head = first.setdefault(group.tie, g)
             if head != g:
                 m.addCons(n == self.n[head])
+        for whole, part in zip(
+            self.program.links.wholes.tolist(), self.program.links.parts.tolist(), strict=True
+        ):
+            m.addCons(self.x[part] <= self.x[whole])
+        for wholes, parts in self.program.links.by_size:
+            for whole, row in zip(wholes.tolist(), parts.tolist(), strict=True):
+                m.addCons(quicksum(self.x[i] for i in row) >= self.x[whole])
 
     def _objective(self) -> None:
         from pyscipopt import quicksum

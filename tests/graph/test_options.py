@@ -85,7 +85,7 @@ def test_ignored_layers_of_another_type(ignored: Any) -> None:
 
 
 def counts(graph: ChannelGraph) -> dict[str, list[int]]:
-    allowed = allowed_counts(graph.groups)
+    allowed = allowed_counts(graph)
     return {g.id: a for g, a in zip(graph.groups, allowed, strict=True) if g.frozen_reason is None}
 
 
@@ -211,7 +211,7 @@ def tampered(**changes: Any) -> dict[str, Any]:
     ("data", "message"),
     [
         ({}, "not a channel graph file"),
-        ({"schema": 1}, "not a channel graph file"),
+        ({"schema": 2}, "not a channel graph file"),
         (tampered(schema=99), "schema 99"),
         (tampered(fingerprint="0" * 64), "does not match its own fingerprint"),
         (tampered(groups=[]), "fingerprint|not a channel graph"),

@@ -57,6 +57,7 @@ class CountModel:
         self._products: dict[tuple[int, int], int] = {}
         self._weighted: dict[tuple[int, int], IntArray] = {}
         self._tie()
+        self._link(every)
 
     def count_of(self, group: int) -> Callable[[FloatArray], float]:
         """The function that gives a group's count from a point."""
@@ -80,6 +81,14 @@ class CountModel:
             head = first.setdefault(group.tie, g)
             if head != g:
                 self.builder.rows(1, (self.n[g], 1.0), (self.n[head], -1.0), lower=0.0, upper=0.0)
+
+    def _link(self, x: IntArray) -> None:
+        """A part needs its whole, and a whole one of its parts."""
+        links = self.program.links
+        if len(links):
+            self.builder.rows(len(links), (x[links.parts], 1.0), (x[links.wholes], -1.0), upper=0.0)
+        for wholes, parts in links.by_size:
+            self.builder.sums(x[parts], (x[wholes], -1.0), lower=0.0)
 
     def weighted(self, g: int, h: int) -> IntArray:
         """Columns ``w_i = n_h x_i`` for the units ``i`` of group ``g``."""
