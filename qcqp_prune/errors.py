@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qcqp_prune.program.infeasible import Cause, Conflict
+
 
 class QcqpPruneError(Exception):
     """Base of all errors of this library: catch it to catch them all."""
@@ -41,14 +46,27 @@ class InfeasibleError(QcqpPruneError, RuntimeError):
     Attributes:
         resource: name of the tightest budget's resource.
         limit: the limit asked for, in the resource's unit.
-        smallest: the smallest use of that resource that any selection can reach.
+        smallest: the smallest use of that resource that any selection can reach: the nearest feasible budget.
+        causes: what holds that use up (frozen layers, min_keep, round_to, ties), largest contribution first.
+        conflicts: every budget that cannot be met, the tightest first, each with its own causes.
     """
 
-    def __init__(self, message: str, *, resource: str, limit: int, smallest: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        resource: str,
+        limit: int,
+        smallest: int,
+        causes: tuple[Cause, ...] = (),
+        conflicts: tuple[Conflict, ...] = (),
+    ) -> None:
         super().__init__(message)
         self.resource = resource
         self.limit = limit
         self.smallest = smallest
+        self.causes = causes
+        self.conflicts = conflicts
 
 
 class SolverUnavailableError(QcqpPruneError, ImportError):

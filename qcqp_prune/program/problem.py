@@ -15,7 +15,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from qcqp_prune.errors import (
-    InfeasibleError,
     InvalidBudgetError,
     InvalidOptionError,
     InvalidScoreError,
@@ -23,6 +22,7 @@ from qcqp_prune.errors import (
 )
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.program.forms import CountForm, PairwiseForm
+from qcqp_prune.program.infeasible import infeasible
 
 RESOURCE_ENTRY_POINTS = "qcqp_prune.resources"
 
@@ -157,21 +157,10 @@ class PruningProblem:
         return {row.resource: row.form.evaluate(counts) for row in self.rows}
 
     def require_feasible(self) -> None:
-        """Raise ``InfeasibleError`` where even the least allowed counts exceed a budget."""
+        """Raise ``InfeasibleError``, with the floors that cause it, where the least allowed counts exceed a budget."""
         short = [r for r in self.budgeted if r.limit is not None and r.limit < r.smallest]
-        if not short:
-            return
-        row = max(short, key=lambda r: Fraction(r.smallest, max(r.limit or 0, 1)))
-        frozen = [g for g in self.graph.groups if g.frozen_reason is not None]
-        raise InfeasibleError(
-            f"no selection meets the budget of {row.limit:,} {row.unit} ({row.resource}): the smallest attainable use "
-            f"is {row.smallest:,} of {row.dense:,} ({row.smallest / row.dense:.2%}), with {len(frozen)} of "
-            f"{len(self.graph.groups)} groups frozen. Raise the budget to at least that, lower min_keep or round_to, "
-            "or take layers out of ignored_layers",
-            resource=row.resource,
-            limit=row.limit or 0,
-            smallest=row.smallest,
-        )
+        if short:
+            raise infeasible(self.graph.groups, short)
 
 
 @lru_cache(maxsize=1)
