@@ -8,14 +8,14 @@ with the floors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qcqp_prune.errors import InfeasibleError
-from qcqp_prune.graph.channels import Group, IntArray
+from qcqp_prune.graph.channels import ChannelGraph, Group, IntArray
 
 if TYPE_CHECKING:
     from qcqp_prune.program.problem import BudgetRow
@@ -93,15 +93,19 @@ class Conflict:
         return "\n".join(lines)
 
 
-def infeasible(groups: Sequence[Group], rows: Sequence[BudgetRow]) -> InfeasibleError:
+def infeasible(
+    graph: ChannelGraph, rows: Sequence[BudgetRow], least: Callable[[ChannelGraph], list[int]]
+) -> InfeasibleError:
     """The error for budgets below the smallest attainable use, with its causes.
 
     Args:
-        groups: of the graph.
+        graph: of the problem.
         rows: those whose limit is below their smallest use; at least one.
+        least: gives the least kept counts of a graph's groups.
     """
+    floors = _Floors(graph, least)
     conflicts = sorted(
-        (_conflict(groups, row) for row in rows), key=lambda c: c.smallest / max(c.limit, 1), reverse=True
+        (floors.conflict(row) for row in rows), key=lambda c: c.smallest / max(c.limit, 1), reverse=True
     )
     first = conflicts[0]
     head = f"no selection meets the budget of {first.limit:,} {first.unit} ({first.resource})"
@@ -124,30 +128,53 @@ def infeasible(groups: Sequence[Group], rows: Sequence[BudgetRow]) -> Infeasible
     )
 
 
-def _conflict(groups: Sequence[Group], row: BudgetRow) -> Conflict:
-    least = np.asarray(_least(groups), np.int64)
-    lifted = least.copy()
-    causes: list[Cause] = []
-    for members in _classes(groups):
-        present = [groups[g] for g in members]
-        floors = [kind for kind in _LIFT if any(_lift(x, (kind,)) != x for x in present)]
-        gains: dict[tuple[str, ...], int] = {
-            (kind,): _gain(row, least, members, _lifted(present, (kind,))) for kind in floors
-        }
-        if not any(gains.values()) and len(floors) > 1:
-            gains = {tuple(floors): _gain(row, least, members, _lifted(present, tuple(floors)))}
-        causes += [_cause(kinds, present, gain) for kinds, gain in gains.items() if gain > 0]
-        lifted[members] = _least(_lifted(present, OPTIONS))
-    causes.sort(key=lambda cause: -cause.gives_back)
-    return Conflict(
-        row.resource,
-        row.unit,
-        row.limit or 0,
-        row.smallest,
-        row.dense,
-        row.form.evaluate(lifted),
-        tuple(causes),
-    )
+_Floor = tuple[tuple[str, ...], list[Group], IntArray]
+"""Kinds of floors, the groups that they hold up, and the least counts of all groups without them."""
+
+
+class _Floors:
+    """What holds the least counts of a graph up, floor by floor."""
+
+    def __init__(self, graph: ChannelGraph, least: Callable[[ChannelGraph], list[int]]) -> None:
+        self._graph, self._least = graph, least
+        self._now = np.asarray(least(graph), np.int64)
+        self._found: list[_Floor] = []
+        everything = list(graph.groups)
+        for members in _classes(graph.groups):
+            present = [graph.groups[g] for g in members]
+            kinds = [kind for kind in _LIFT if any(_lift(x, (kind,)) != x for x in present)]
+            found: list[_Floor] = [((kind,), present, self._without(members, (kind,))) for kind in kinds]
+            if len(kinds) > 1 and not any((counts < self._now).any() for _, _, counts in found):
+                found = [(tuple(kinds), present, self._without(members, tuple(kinds)))]
+            self._found += found
+            for g in members:
+                everything[g] = _lift(everything[g], OPTIONS)
+        self._lifted = least(replace(graph, groups=tuple(everything)))
+
+    def _without(self, members: list[int], kinds: tuple[str, ...]) -> IntArray:
+        """The least counts without some floors of one class of tied groups."""
+        groups = list(self._graph.groups)
+        for g in members:
+            groups[g] = _lift(groups[g], kinds)
+        if self._graph.count_links:  # then other groups may follow
+            return np.asarray(self._least(replace(self._graph, groups=tuple(groups))), np.int64)
+        counts = self._now.copy()
+        counts[members] = _least([groups[g] for g in members])
+        return counts
+
+    def conflict(self, row: BudgetRow) -> Conflict:
+        """Each floor's contribution to the smallest use of one resource."""
+        gains = [(kinds, groups, row.smallest - row.form.evaluate(n)) for kinds, groups, n in self._found]
+        causes = [_cause(kinds, groups, gain) for kinds, groups, gain in gains if gain > 0]
+        return Conflict(
+            row.resource,
+            row.unit,
+            row.limit or 0,
+            row.smallest,
+            row.dense,
+            row.form.evaluate(self._lifted),
+            tuple(sorted(causes, key=lambda cause: -cause.gives_back)),
+        )
 
 
 def _classes(groups: Sequence[Group]) -> list[list[int]]:
@@ -159,7 +186,7 @@ def _classes(groups: Sequence[Group]) -> list[list[int]]:
 
 
 def _least(groups: Sequence[Group]) -> list[int]:
-    """The least allowed count of each group; those of one tie share a count."""
+    """The least count of each group of one class: tied groups share those that suit them all."""
     shared: dict[str, set[int]] = {}
     for group in groups:
         if group.tie is not None:
@@ -167,18 +194,8 @@ def _least(groups: Sequence[Group]) -> list[int]:
     return [min(group.counts() if group.tie is None else shared[group.tie]) for group in groups]
 
 
-def _gain(row: BudgetRow, least: IntArray, members: list[int], lifted: list[Group]) -> int:
-    counts = least.copy()
-    counts[members] = _least(lifted)
-    return row.form.evaluate(least) - row.form.evaluate(counts)
-
-
 _LIFT = ("ignored", "frozen", "min_keep", "round_to", "tie")
 OPTIONS = ("ignored", "min_keep", "round_to")
-
-
-def _lifted(groups: list[Group], kinds: tuple[str, ...]) -> list[Group]:
-    return [_lift(group, kinds) for group in groups]
 
 
 def _lift(group: Group, kinds: tuple[str, ...]) -> Group:

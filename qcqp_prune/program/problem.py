@@ -160,7 +160,7 @@ class PruningProblem:
         """Raise ``InfeasibleError``, with the floors that cause it, where the least allowed counts exceed a budget."""
         short = [r for r in self.budgeted if r.limit is not None and r.limit < r.smallest]
         if short:
-            raise infeasible(self.graph.groups, short)
+            raise infeasible(self.graph, short, least_counts)
 
 
 @lru_cache(maxsize=1)

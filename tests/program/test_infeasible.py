@@ -14,6 +14,7 @@ from qcqp_prune.errors import InfeasibleError
 from qcqp_prune.graph.channels import ChannelGraph, Group
 from qcqp_prune.program.forms import CountFormBuilder, PairwiseForm
 from qcqp_prune.program.problem import BudgetRow, PruningProblem, least_counts
+from qcqp_prune.testing import random_problem
 
 
 class Net(nn.Module):
@@ -131,7 +132,7 @@ def tied_problem(limit: int) -> PruningProblem:
     for k in range(10):
         builder.add_counts(1 + k, {k + 2: 1})
     form = builder.build()
-    dense, smallest = form.evaluate([g.width for g in groups]), form.evaluate(least_counts(groups))
+    dense, smallest = form.evaluate([g.width for g in groups]), form.evaluate(least_counts(graph))
     row = BudgetRow("macs", "MAC", form, dense, smallest, limit)
     return PruningProblem(graph, PairwiseForm(np.zeros(graph.unit_count)), (row,))
 
@@ -154,5 +155,21 @@ def test_contributions_are_those_of_problems_without_the_floor() -> None:
     for k in range(10):
         groups = list(problem.graph.groups)
         groups[k + 2] = replace(groups[k + 2], min_keep=1)
-        saved = problem.rows[0].smallest - problem.rows[0].form.evaluate(least_counts(groups))
+        graph = replace(problem.graph, groups=tuple(groups))
+        saved = problem.rows[0].smallest - problem.rows[0].form.evaluate(least_counts(graph))
         assert given_back(caught.value)["min_keep", (f"g{k}",)] == saved
+
+
+def test_a_floor_that_holds_linked_groups_up_answers_for_them_too() -> None:
+    problem = random_problem(0, "free_sharing")
+    first = problem.graph.groups[0]
+    graph = replace(problem.graph, groups=(replace(first, min_keep=2), *problem.graph.groups[1:]))
+    before, after = least_counts(problem.graph), least_counts(graph)
+    assert (
+        sum(n > m for n, m in zip(after, before, strict=True)) > 1
+    )  # the groups that it is a part of follow
+    form = problem.rows[0].form
+    row = replace(problem.rows[0], smallest=form.evaluate(after), limit=0)
+    with pytest.raises(InfeasibleError) as caught:
+        replace(problem, graph=graph, rows=(row,)).require_feasible()
+    assert given_back(caught.value)["min_keep", (first.id,)] == form.evaluate(after) - form.evaluate(before)
