@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qcqp_prune.errors import InvalidScoreError
+from qcqp_prune.errors import InvalidBudgetError, InvalidScoreError
 from qcqp_prune.program.coefficients import BoolArray, Coefficient, FloatArray, IntArray, LowRank, dense
+from qcqp_prune.program.tables import CountTable, Shares, TableCollector, as_shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +85,9 @@ class PairwiseForm:
         return self.constant + float(self.unary[mask].sum()) + sum(t.evaluate(mask) for t in self.pairs)
 
 
-Shares = tuple[tuple[int, int], ...]
-"""A sum of counts ``sum_g share n_g``: pairs ``(group, share)``, ascending; shares have no common factor."""
-
-
 @dataclass(frozen=True, eq=False)
 class CountForm:
-    """An exact integer resource: ``constant + linear . n + sum of products of two sums of counts``.
+    """An exact integer resource: ``constant + linear . n + sum of products of two sums of counts + sum of tables``.
 
     ``n`` holds the kept count of each group. All coefficients are non-negative, so a use never falls when more is
     kept; the feasibility range depends on it.
@@ -100,11 +97,13 @@ class CountForm:
         linear: ``(group_count,) int64``.
         products: ``(coefficient, first, second)``, each pair of sums once. A layer that reads a concatenation has one
             product of its outputs with the sum of its inputs' groups: solvers use that structure.
+        tables: costs that are looked up, such as latencies and staircases; each pair of sums once.
     """
 
     constant: int
     linear: IntArray
     products: tuple[tuple[int, Shares, Shares], ...] = ()
+    tables: tuple[CountTable, ...] = ()
 
     @cached_property
     def _expanded(self) -> tuple[IntArray, IntArray, IntArray]:
@@ -135,22 +134,99 @@ class CountForm:
     def evaluate(self, counts: npt.ArrayLike) -> int:
         """The use at kept counts ``(group_count,)``, an exact Python integer."""
         n = np.asarray(counts, dtype=np.int64)
-        return int(self.constant) + int(self.linear @ n) + int(self.coefs @ (n[self.rows] * n[self.cols]))
+        products = int(self.coefs @ (n[self.rows] * n[self.cols]))
+        return int(self.constant) + int(self.linear @ n) + products + sum(t.evaluate(n) for t in self.tables)
+
+    @property
+    def parts(self) -> tuple[CountForm, ...]:
+        """The forms whose maximum is the use: this one."""
+        return (self,)
 
     @property
     def is_linear(self) -> bool:
-        """Whether it has no product of two counts."""
-        return not self.products
+        """Whether it has no product of two counts, and no table."""
+        return not self.products and not self.tables
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``."""
-        return {"constant": int(self.constant), "linear": self.linear.tolist(), "products": self.products}
+        return {
+            "constant": int(self.constant),
+            "linear": self.linear.tolist(),
+            "products": self.products,
+            "tables": [t.to_json() for t in self.tables],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CountForm:
+        """The inverse of ``to_json``; a form without tables may leave them out."""
+        products = tuple((int(c), as_shares(dict(a)), as_shares(dict(b))) for c, a, b in data["products"])
+        tables = tuple(CountTable.from_json(t) for t in data.get("tables", ()))
+        return cls(int(data["constant"]), np.asarray(data["linear"], np.int64), products, tables)
+
+
+@dataclass(frozen=True, eq=False)
+class PeakForm:
+    """A use that is a maximum: of what each step of an execution takes. Make it with ``PeakForm.of``.
+
+    Attributes:
+        parts: the use of each step.
+    """
+
+    parts: tuple[CountForm, ...]
+
+    @classmethod
+    def of(cls, steps: Iterable[CountForm]) -> PeakForm:
+        """The maximum of some forms; one that is nowhere above another is dropped.
+
+        Raises:
+            InvalidBudgetError: there is no form.
+        """
+        kept: list[CountForm] = []
+        for step in steps:
+            if not any(_is_below(step, other) for other in kept):
+                kept = [other for other in kept if not _is_below(other, step)]
+                kept.append(step)
+        if not kept:
+            raise InvalidBudgetError("a maximum over no steps has no value: give at least one form")
+        return cls(tuple(kept))
+
+    def evaluate(self, counts: npt.ArrayLike) -> int:
+        """The use at kept counts ``(group_count,)``, an exact Python integer."""
+        return max(part.evaluate(counts) for part in self.parts)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether every step is linear, so that a budget is a set of linear constraints."""
+        return all(part.is_linear for part in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``."""
+        return {"steps": [part.to_json() for part in self.parts]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PeakForm:
         """The inverse of ``to_json``."""
-        products = tuple((int(c), _shares(dict(a)), _shares(dict(b))) for c, a, b in data["products"])
-        return cls(int(data["constant"]), np.asarray(data["linear"], np.int64), products)
+        return cls(tuple(CountForm.from_json(step) for step in data["steps"]))
+
+
+UseForm = CountForm | PeakForm
+"""What a resource may be: one form of the counts, or the maximum of several."""
+
+
+def use_form_from_json(data: Mapping[str, Any]) -> UseForm:
+    """The inverse of ``to_json`` of either kind of form."""
+    return PeakForm.from_json(data) if "steps" in data else CountForm.from_json(data)
+
+
+def _is_below(a: CountForm, b: CountForm) -> bool:
+    """Whether ``a`` is at most ``b`` term by term, and so at all counts."""
+    ours, theirs = ({(f, s): c for c, f, s in form.products} for form in (a, b))
+    return (
+        not a.tables
+        and a.constant <= b.constant
+        and bool((a.linear <= b.linear).all())
+        and all(c <= theirs.get(key, 0) for key, c in ours.items())
+    )
 
 
 class CountFormBuilder:
@@ -159,6 +235,7 @@ class CountFormBuilder:
     def __init__(self, group_count: int) -> None:
         self._linear = np.zeros(group_count, np.int64)
         self._products: dict[tuple[Shares, Shares], int] = {}
+        self._tables = TableCollector()
         self._constant = 0
 
     def add_constant(self, value: int) -> None:
@@ -176,20 +253,31 @@ class CountFormBuilder:
             return
         scales = [math.gcd(*axis.values()) for axis in (first, second)]
         sums = [
-            _shares({g: n // k for g, n in axis.items()})
+            as_shares({g: n // k for g, n in axis.items()})
             for axis, k in zip((first, second), scales, strict=True)
         ]
         key = (min(sums), max(sums))
         self._products[key] = self._products.get(key, 0) + coefficient * scales[0] * scales[1]
 
+    def add_table(
+        self, values: npt.ArrayLike, sides: Sequence[Mapping[int, int]], levels: Sequence[npt.ArrayLike]
+    ) -> None:
+        """Add a cost that is looked up.
+
+        Args:
+            values: ``(p, q)`` integers, or ``(p,)`` for a table of one sum; see ``CountTable``.
+            sides: one or two sums of counts, each group's share in it.
+            levels: the levels of each sum, ascending; the last is at least the largest sum.
+
+        Raises:
+            InvalidBudgetError: the table has the wrong shape, a negative value, or falls somewhere.
+        """
+        self._tables.add(values, sides, levels)
+
     def build(self) -> CountForm:
         """The form of all terms added so far."""
         products = tuple((c, first, second) for (first, second), c in sorted(self._products.items()) if c)
-        return CountForm(self._constant, self._linear, products)
-
-
-def _shares(axis: Mapping[int, int]) -> Shares:
-    return tuple(sorted((int(g), int(n)) for g, n in axis.items() if n))
+        return CountForm(self._constant + self._tables.constant, self._linear, products, self._tables.build())
 
 
 def sum_forms(forms: Iterable[PairwiseForm]) -> PairwiseForm:

@@ -21,7 +21,7 @@ from qcqp_prune.errors import (
     NothingToPruneError,
 )
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
-from qcqp_prune.program.forms import CountForm, PairwiseForm
+from qcqp_prune.program.forms import PairwiseForm, UseForm
 from qcqp_prune.program.infeasible import infeasible
 
 RESOURCE_ENTRY_POINTS = "qcqp_prune.resources"
@@ -37,8 +37,8 @@ class Resource(Protocol):
     name: str
     unit: str
 
-    def form(self, graph: ChannelGraph) -> CountForm:
-        """The use as an integer form in the kept counts of the graph's groups."""
+    def form(self, graph: ChannelGraph) -> UseForm:
+        """The use as an integer form in the kept counts of the graph's groups, or the maximum of several."""
 
 
 BudgetValue = int | float | str
@@ -69,7 +69,7 @@ class BudgetRow:
 
     resource: str
     unit: str
-    form: CountForm
+    form: UseForm
     dense: int
     smallest: int
     limit: int | None = None
@@ -278,8 +278,8 @@ def _parse_budget(name: str, value: BudgetValue) -> Budget:
     return Budget(name, at_most=math.floor(amount))
 
 
-def _require_monotone(name: str, form: CountForm) -> None:
-    if (form.linear < 0).any() or (form.coefs < 0).any():
+def _require_monotone(name: str, form: UseForm) -> None:
+    if any((part.linear < 0).any() or (part.coefs < 0).any() for part in form.parts):
         raise InvalidBudgetError(
             f"resource {name!r} has a negative coefficient, so keeping more could cost less: "
             "a resource must be a non-negative form of the kept counts"

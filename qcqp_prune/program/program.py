@@ -26,7 +26,7 @@ from qcqp_prune.program.coefficients import (
     transposed,
 )
 from qcqp_prune.program.forms import CountForm, CountFormBuilder, PairTerm
-from qcqp_prune.program.problem import PruningProblem, allowed_counts
+from qcqp_prune.program.problem import BudgetRow, PruningProblem, allowed_counts
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Program:
         groups: partition of the variables.
         linear: ``(n,)`` coefficients.
         pairs: coupling, each pair of groups at most once.
-        constraints: the budgets.
+        constraints: the budgets; several of one name where a use is the maximum over steps.
         constant: worth of what is always kept.
         units: ``(n,)`` the graph unit behind each variable.
         unit_count: number of units of the graph; those without a variable are always kept.
@@ -196,11 +196,7 @@ class Program:
         gather = _Gather(problem, {int(g): k for g, k in index.items()})
         for term in problem.objective.pairs:
             gather.add(term)
-        constraints = tuple(
-            CountConstraint(r.resource, r.unit, _restrict(r.form, index, graph_widths(problem)), r.limit)
-            for r in problem.rows
-            if r.limit is not None
-        )
+        constraints = tuple(c for row in problem.rows for c in _constraints(row, index, problem))
         linear, constant, pairs = gather.result(units)
         place = np.full(graph.unit_count, -1, np.int64)
         place[units] = np.arange(len(units))
@@ -240,7 +236,27 @@ def _restrict(form: CountForm, index: dict[int, int], widths: list[int]) -> Coun
         builder.add_counts(coefficient * fixed[1], parts[0])
         builder.add_counts(coefficient * fixed[0], parts[1])
         builder.add_constant(coefficient * fixed[0] * fixed[1])
+    for table in form.tables:
+        shares = (table.first, table.second)
+        sides = [{index[g]: share for g, share in side if g in index} for side in shares]
+        fixed = [sum(share * widths[g] for g, share in side if g not in index) for side in shares]
+        first, second = table.first_levels - fixed[0], table.second_levels - fixed[1]
+        # No sum is below what is fixed.
+        rows, cols = np.flatnonzero(first >= 0), np.flatnonzero(second >= 0)
+        builder.add_table(table.values[np.ix_(rows, cols)], sides, (first[rows], second[cols]))
     return builder.build()
+
+
+def _constraints(row: BudgetRow, index: dict[int, int], problem: PruningProblem) -> list[CountConstraint]:
+    """A budget as constraints: one for each step that can exceed it, where the use is a maximum."""
+    if row.limit is None:
+        return []
+    widths = graph_widths(problem)
+    parts = list(row.form.parts)
+    if len(parts) > 1:
+        binding = [p for p in parts if p.evaluate(widths) > row.limit]
+        parts = binding or [max(parts, key=lambda p: p.evaluate(widths))]
+    return [CountConstraint(row.resource, row.unit, _restrict(p, index, widths), row.limit) for p in parts]
 
 
 class _Gather:

@@ -27,12 +27,14 @@ class ProblemClass:
         objective_degree, constraint_degree: 1 linear, 2 quadratic.
         integral: whether variables are 0/1.
         convex: whether the continuous relaxation is a convex problem.
+        tables: whether constraints may hold costs that are looked up.
     """
 
     objective_degree: int
     constraint_degree: int
     integral: bool = True
     convex: bool = False
+    tables: bool = False
 
     def covers(self, other: ProblemClass) -> bool:
         """Whether a solver of this class takes a problem of the other."""
@@ -41,6 +43,7 @@ class ProblemClass:
             and self.constraint_degree >= other.constraint_degree
             and (self.integral or not other.integral)
             and (not self.convex or other.convex)
+            and (self.tables or not other.tables)
         )
 
     def __str__(self) -> str:
@@ -49,7 +52,7 @@ class ProblemClass:
         shape = "convex" if self.convex else "nonconvex"
         return (
             f"{kind}, {degree[self.objective_degree]} objective, {degree[self.constraint_degree]} constraints, "
-            f"{shape}"
+            f"{shape}{', with tables' if self.tables else ''}"
         )
 
 
@@ -57,7 +60,10 @@ def problem_class(program: Program) -> ProblemClass:
     """The class a program belongs to."""
     objective = 2 if program.pairs else 1
     constraint = 1 if all(c.form.is_linear for c in program.constraints) else 2
-    return ProblemClass(objective, constraint, integral=True, convex=objective == constraint == 1)
+    tables = any(c.form.tables for c in program.constraints)
+    return ProblemClass(
+        objective, constraint, integral=True, convex=objective == constraint == 1, tables=tables
+    )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 
 from qcqp_prune.errors import InfeasibleError, SolverIncapableError
 from qcqp_prune.program.coefficients import BoolArray, FloatArray, IntArray
-from qcqp_prune.program.forms import CountForm, PairwiseForm
+from qcqp_prune.program.forms import CountForm, PairwiseForm, UseForm
 from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.tables import Shares
 
 LIMIT = 18
 CHUNK = 1 << 14
@@ -94,9 +95,27 @@ def _linked(problem: PruningProblem, masks: BoolArray) -> BoolArray:
     return ok
 
 
-def _uses(form: CountForm, counts: IntArray) -> IntArray:
-    products = counts[:, form.rows] * counts[:, form.cols]
-    return np.asarray(form.constant + counts @ form.linear + products @ form.coefs)
+def _uses(form: UseForm, counts: IntArray) -> IntArray:
+    """The use at each row of ``counts``, by the definition of the form, term by term."""
+    return np.asarray(np.max([_part_uses(part, counts) for part in form.parts], axis=0), np.int64)
+
+
+def _part_uses(form: CountForm, counts: IntArray) -> IntArray:
+    total = form.constant + counts @ form.linear
+    for coefficient, first, second in form.products:
+        total = total + coefficient * _sums(first, counts) * _sums(second, counts)
+    for table in form.tables:
+        row = (_sums(table.first, counts)[:, None] > table.first_levels).sum(1)
+        col = (_sums(table.second, counts)[:, None] > table.second_levels).sum(1)
+        total = total + table.values[row, col]
+    return np.asarray(total)
+
+
+def _sums(shares: Shares, counts: IntArray) -> IntArray:
+    total = np.zeros(len(counts), np.int64)
+    for g, share in shares:
+        total += share * counts[:, g]
+    return total
 
 
 def _values(objective: PairwiseForm, masks: BoolArray) -> FloatArray:

@@ -11,8 +11,9 @@ import numpy as np
 from qcqp_prune.graph.channels import ChannelGraph, Group
 from qcqp_prune.graph.links import Links
 from qcqp_prune.program.coefficients import Coefficient, FloatArray, IntArray, LowRank
-from qcqp_prune.program.forms import CountFormBuilder, PairTerm, PairwiseForm
+from qcqp_prune.program.forms import CountForm, CountFormBuilder, PairTerm, PairwiseForm, PeakForm
 from qcqp_prune.program.problem import BudgetRow, PruningProblem, least_counts
+from qcqp_prune.program.tables import steps_of
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Sketch:
     pairs: list[tuple[int, int, Coefficient]] = field(default_factory=list)
     products: list[tuple[int, int, int]] = field(default_factory=list)
     linear: list[tuple[int, int]] = field(default_factory=list)
+    tables: list[tuple[IntArray, Sequence[dict[int, int]], Sequence[IntArray]]] = field(default_factory=list)
+    steps: list[dict[int, int]] = field(default_factory=list)
     unary_low: float = 0.0
     fraction: float = 0.5
     two_budgets: bool = False
@@ -43,6 +46,26 @@ class Sketch:
     def link(self, whole: int, part: int, owners: Sequence[int]) -> None:
         """Make each unit of ``part`` a part of the unit of ``whole`` with the given local index; -1 for none."""
         self.links.append((whole, part, owners))
+
+    def table(self, *sides: dict[int, int]) -> None:
+        """Add a random table of one or two sums to the first resource: flat in places, with jumps."""
+        levels = [self._levels(sum(self.groups[g].width * n for g, n in side.items())) for side in sides]
+        jumps = self.rng.integers(0, 60, [len(part) for part in levels])
+        jumps[self.rng.random(jumps.shape) < 0.4] = 0
+        for axis in range(jumps.ndim):
+            jumps = np.cumsum(jumps, axis=axis)
+        self.tables.append((jumps, sides, levels))
+
+    def _levels(self, largest: int) -> IntArray:
+        inner = self.rng.choice(largest, size=int(self.rng.integers(1, largest + 1)), replace=False)
+        return np.append(np.sort(inner), largest + int(self.rng.integers(0, 3))).astype(np.int64)
+
+    def staircase(self, first: int, second: int, sizes: tuple[int, int]) -> None:
+        """Add ``c ceil(n_first / p) ceil(n_second / q)`` to the first resource."""
+        levels = [steps_of(k, self.groups[g].width) for g, k in zip((first, second), sizes, strict=True)]
+        cost = int(self.rng.integers(1, 40))
+        values = cost * np.multiply.outer(np.arange(len(levels[0])), np.arange(len(levels[1])))
+        self.tables.append((values, ({first: 1}, {second: 1}), levels))
 
     def weights(self, p: int, q: int) -> FloatArray:
         """Importance of the pairs of one layer, as ``normalised_importance``."""
@@ -71,17 +94,32 @@ class Sketch:
         )
 
     def _row(self, name: str, degree: int, graph: ChannelGraph, fraction: float | None) -> BudgetRow:
-        builder = CountFormBuilder(len(graph.groups))
-        builder.add_constant(7)
-        for g, cost in self.linear if degree else [(g, 3 + g) for g in range(len(graph.groups))]:
-            builder.add_counts(cost, {g: 1})
-        for g, h, cost in self.products:
-            builder.add_product(cost if degree else 1, {g: 1}, {h: 1})
-        form = builder.build()
+        form = self._form(degree)
         dense = form.evaluate([g.width for g in graph.groups])
         smallest = form.evaluate(least_counts(graph))
         limit = None if fraction is None else smallest + int(fraction * (dense - smallest))
         return BudgetRow(name, "units", form, dense, smallest, limit)
+
+    def _form(self, degree: int) -> CountForm | PeakForm:
+        builder = CountFormBuilder(len(self.groups))
+        builder.add_constant(7)
+        for g, cost in self.linear if degree else [(g, 3 + g) for g in range(len(self.groups))]:
+            builder.add_counts(cost, {g: 1})
+        for g, h, cost in self.products:
+            builder.add_product(cost if degree else 1, {g: 1}, {h: 1})
+        if not degree:
+            return builder.build()
+        for values, sides, levels in self.tables:
+            builder.add_table(values, sides, levels)
+        if not self.steps:
+            return builder.build()
+        return PeakForm.of(self._step(live) for live in self.steps)
+
+    def _step(self, live: dict[int, int]) -> CountForm:
+        builder = CountFormBuilder(len(self.groups))
+        builder.add_constant(3)
+        builder.add_counts(1, live)
+        return builder.build()
 
 
 def normalised_importance(rng: np.random.Generator, p: int, q: int, taps: int = 1) -> FloatArray:
@@ -179,6 +217,45 @@ def _factors(s: Sketch) -> None:
     s.layer(ids[1], ids[2], LowRank(left, right))
 
 
+def _tables(s: Sketch) -> None:
+    """A chain whose costs are looked up only, a table of one sum, a concatenation, and a sum with a frozen group."""
+    ids = [s.group(4), s.group(3), s.group(4), s.group(3), s.group(2, frozen_reason="output")]
+    for g, h in itertools.pairwise(ids):
+        s.layer(g, h)
+        s.table({g: 1}, {h: 1})
+    s.layer(ids[0], ids[2])
+    s.products.clear()
+    s.table({ids[1]: 1})
+    s.table({ids[0]: 1, ids[2]: 2}, {ids[1]: 1})
+    s.table({ids[2]: 1, ids[4]: 3}, {ids[3]: 2})
+
+
+def _staircases(s: Sketch) -> None:
+    """A residual stream with accelerator cycles, products and linear costs at once; two groups are tied."""
+    stream = s.group(5)
+    inner = [s.group(3, tie="equal") for _ in range(2)]
+    for g in inner:
+        s.layer(stream, g)
+        s.staircase(stream, g, (2, 2))
+        s.staircase(g, stream, (2, 3))
+    s.staircase(stream, stream, (3, 2))
+    s.staircase(inner[0], inner[1], (1, 2))
+    out = s.group(3)
+    s.layer(stream, out)
+    s.linear.append((out, 11))
+    s.two_budgets = True
+
+
+def _peaks(s: Sketch) -> None:
+    """The budget is on the largest of several steps; which one that is depends on the selection."""
+    ids = [s.group(int(w)) for w in s.rng.integers(2, 5, size=4)]
+    for g, h in itertools.pairwise(ids):
+        s.layer(g, h)
+        s.steps.append({g: int(s.rng.integers(1, 20)), h: int(s.rng.integers(1, 20))})
+    s.steps.append({ids[0]: 2, ids[3]: 30})
+    s.two_budgets = True
+
+
 def _free_sharing(s: Sketch) -> None:
     """A stream of three channels that two layers write, read before and after the second; a layer in between."""
     first, early, inner = s.group(3), s.group(3), s.group(2)
@@ -214,6 +291,9 @@ STRUCTURES: dict[str, Callable[[Sketch], None]] = {
     "negative": _negative,
     "frozen": _frozen,
     "factors": _factors,
+    "tables": _tables,
+    "staircases": _staircases,
+    "peaks": _peaks,
 }
 
 

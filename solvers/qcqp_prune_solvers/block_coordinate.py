@@ -40,7 +40,7 @@ class BlockCoordinateBackend:
     """
 
     name = "block_coordinate"
-    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+    classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
         """Always available: NumPy only."""

@@ -43,7 +43,7 @@ class HighsBackend:
     """
 
     name = "highs"
-    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+    classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def __init__(self, reduction: str | None = None) -> None:
         if reduction is not None and reduction not in REDUCTIONS:

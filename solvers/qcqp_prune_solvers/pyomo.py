@@ -7,17 +7,20 @@ import io
 import logging
 import math
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
 from qcqp_prune.errors import InvalidOptionError, SolverIncapableError, SolverUnavailableError
-from qcqp_prune.program.coefficients import BoolArray, dense
+from qcqp_prune.program.coefficients import BoolArray, IntArray, dense
 from qcqp_prune.program.program import Program
 from qcqp_prune.program.reductions.cardinality_rlt import CardinalityRLT
 from qcqp_prune.program.reductions.counts import reachable_counts, scaled_side
+from qcqp_prune.program.reductions.levels import reachable_levels
 from qcqp_prune.program.reductions.linear_model import LinearModel
+from qcqp_prune.program.tables import CountTable, Shares, share_sum
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
@@ -50,7 +53,7 @@ class PyomoBackend:
     """
 
     name = "pyomo"
-    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+    classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def __init__(self, solver: str = DEFAULT) -> None:
         self.solver = solver
@@ -278,15 +281,51 @@ def _quadratic_model(program: Program) -> tuple[Any, list[Any]]:
         for whole, row in zip(wholes.tolist(), parts.tolist(), strict=True):
             m.rows.add(sum(m.x[i] for i in row) >= m.x[whole])
     _add_worth(m, program)
+    m.steps = pyo.VarList(domain=pyo.Binary)
+    m.levels = {}
     for constraint in program.constraints:
         form = constraint.form
         terms = [(c, m.n[g]) for g, c in enumerate(form.linear.tolist()) if c]
         for g, h, c in zip(form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True):
             terms.append((c, m.n[g] * m.n[h]))
+        for table in form.tables:
+            terms += _table_terms(m, table, allowed)
         if terms:
             divisor, side = scaled_side([int(c) for c, _ in terms], constraint.limit - form.constant)
             m.rows.add(sum(c / divisor * term for c, term in terms) <= side)
     return m, [m.x[i] for i in range(program.size)]
+
+
+def _table_terms(m: Any, table: CountTable, allowed: Sequence[tuple[int, ...]]) -> list[tuple[int, Any]]:
+    """A table as integers times products of levels."""
+    rows, first = _level(m, table.first, table.first_levels, allowed)
+    if not table.second:
+        return [(int(v), z) for v, z in zip(table.values[rows, 0], first, strict=True) if v]
+    cols, second = _level(m, table.second, table.second_levels, allowed)
+    values = table.values[rows, cols].tolist()
+    return [
+        (v, a * b)
+        for a, row in zip(first, values, strict=True)
+        for b, v in zip(second, row, strict=True)
+        if v
+    ]
+
+
+def _level(
+    m: Any, shares: Shares, levels: IntArray, allowed: Sequence[tuple[int, ...]]
+) -> tuple[slice, list[Any]]:
+    """0/1 variables for the level of a sum of counts, one of which is 1."""
+    low, high = [a[0] for a in allowed], [a[-1] for a in allowed]
+    part, bottoms, tops = reachable_levels(shares, levels, low, high)
+    key = (shares, levels.tobytes())
+    if key not in m.levels:
+        total = sum(n * m.n[g] for g, n in shares)
+        pick = [m.steps.add() for _ in tops]
+        m.rows.add(sum(pick) == 1)
+        m.rows.add(total <= sum(int(t) * z for t, z in zip(tops, pick, strict=True)))
+        m.rows.add(total >= sum(int(t) * z for t, z in zip(bottoms, pick, strict=True)))
+        m.levels[key] = (levels[part], pick)
+    return part, m.levels[key][1]
 
 
 def _start_quadratic(m: Any, program: Program, x: BoolArray) -> None:
@@ -297,6 +336,10 @@ def _start_quadratic(m: Any, program: Program, x: BoolArray) -> None:
         m.n[g].set_value(n)
     for g, k in m.z:
         m.z[g, k].set_value(int(counts[g] == k))
+    for (shares, _), (levels, pick) in m.levels.items():
+        place = int(np.searchsorted(levels, share_sum(shares, program.counts(x))))
+        for k, z in enumerate(pick):
+            z.set_value(int(k == place))
     for t, pair in enumerate(program.pairs):
         first, second = (point[program.groups[g].span] for g in (pair.first, pair.second))
         m.t[t].set_value(float(first @ dense(pair.coef, (len(first), len(second))) @ second))

@@ -37,7 +37,7 @@ class RelaxationBackend:
     """
 
     name = "relaxation"
-    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+    classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
         """Always available: NumPy and SciPy only."""

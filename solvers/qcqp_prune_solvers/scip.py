@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from qcqp_prune.errors import SolverIncapableError
-from qcqp_prune.program.coefficients import BoolArray, dense
+from qcqp_prune.program.coefficients import BoolArray, IntArray, dense
 from qcqp_prune.program.program import CountConstraint, GroupPair, Program
 from qcqp_prune.program.reductions.cardinality_rlt import is_scalar
 from qcqp_prune.program.reductions.counts import reachable_counts
+from qcqp_prune.program.reductions.levels import reachable_levels
+from qcqp_prune.program.tables import CountTable, Shares, share_sum
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
@@ -34,7 +36,7 @@ class ScipBackend:
     """
 
     name = "scip"
-    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+    classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
         """Whether PySCIPOpt can be imported."""
@@ -104,10 +106,10 @@ class _ScipModel:
         self.x = [m.addVar(f"x{i}", vtype="B") for i in range(self.program.size)]
         self.n: list[Any] = []
         self.levels: dict[int, list[tuple[int, Any]]] = {}
+        self.steps: dict[tuple[Shares, bytes], tuple[IntArray, list[Any]]] = {}
         first: dict[int, int] = {}
-        for g, (group, allowed) in enumerate(
-            zip(self.program.groups, reachable_counts(self.program), strict=True)
-        ):
+        self.allowed = reachable_counts(self.program)
+        for g, (group, allowed) in enumerate(zip(self.program.groups, self.allowed, strict=True)):
             n = m.addVar(f"n{g}", vtype="I", lb=allowed[0], ub=allowed[-1])
             m.addCons(quicksum(self.x[group.span]) == n)
             if len(allowed) < allowed[-1] - allowed[0] + 1:
@@ -160,17 +162,49 @@ class _ScipModel:
         from pyscipopt import quicksum
 
         form = constraint.form
-        coefficients = [*form.linear.tolist(), *form.coefs.tolist()]
+        looked_up = [pair for table in form.tables for pair in self._table(table)]
+        coefficients = [*form.linear.tolist(), *form.coefs.tolist(), *(c for c, _ in looked_up)]
         common = int(np.gcd.reduce(coefficients)) if any(coefficients) else 1
         limit = (constraint.limit - form.constant) // common
         terms = [c // common * self.n[g] for g, c in enumerate(form.linear.tolist()) if c]
         for g, h, c in zip(form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True):
             terms.append(c // common * self.n[g] * self.n[h])
+        terms += [c // common * column for c, column in looked_up]
         if terms:
             self.model.addCons(quicksum(terms) <= limit)
             tolerance = min(max(0.3 / max(limit, 1), TIGHTEST), LOOSEST)
             if tolerance < float(self.model.getParam("numerics/feastol")):
                 self.model.setParam("numerics/feastol", tolerance)
+
+    def _table(self, table: CountTable) -> list[tuple[int, Any]]:
+        """A table as integers times products of levels."""
+        rows, first = self._level(table.first, table.first_levels)
+        if not table.second:
+            return [(int(v), z) for v, z in zip(table.values[rows, 0], first, strict=True) if v]
+        cols, second = self._level(table.second, table.second_levels)
+        values = table.values[rows, cols].tolist()
+        return [
+            (v, a * b)
+            for a, row in zip(first, values, strict=True)
+            for b, v in zip(second, row, strict=True)
+            if v
+        ]
+
+    def _level(self, shares: Shares, levels: IntArray) -> tuple[slice, list[Any]]:
+        """0/1 variables for the level of a sum of counts, one of which is 1."""
+        from pyscipopt import quicksum
+
+        low, high = [a[0] for a in self.allowed], [a[-1] for a in self.allowed]
+        part, bottoms, tops = reachable_levels(shares, levels, low, high)
+        key = (shares, levels.tobytes())
+        if key not in self.steps:
+            m, total = self.model, quicksum(n * self.n[g] for g, n in shares)
+            pick = [m.addVar(vtype="B") for _ in tops]
+            m.addCons(quicksum(pick) == 1)
+            m.addCons(total <= quicksum(int(t) * z for t, z in zip(tops, pick, strict=True)))
+            m.addCons(total >= quicksum(int(t) * z for t, z in zip(bottoms, pick, strict=True)))
+            self.steps[key] = (levels[part], pick)
+        return part, self.steps[key][1]
 
     def _parameters(self) -> None:
         options = self.options
@@ -198,6 +232,10 @@ class _ScipModel:
             m.setSolVal(solution, n, float(counts[g]))
             for k, z in self.levels.get(g, []):
                 m.setSolVal(solution, z, float(counts[g] == k))
+        for (shares, _), (levels, pick) in self.steps.items():
+            place = int(np.searchsorted(levels, share_sum(shares, counts)))
+            for k, z in enumerate(pick):
+                m.setSolVal(solution, z, float(k == place))
         for t, pair in self.worth:
             groups = self.program.groups
             first, second = point[groups[pair.first].span], point[groups[pair.second].span]

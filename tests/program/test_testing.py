@@ -59,8 +59,16 @@ def test_program_has_the_problems_values(structure: str) -> None:
             mask = program.mask(x)
             assert program.objective(x) == pytest.approx(problem.objective.evaluate(mask), abs=1e-9)
             used = problem.usage(mask)
-            for constraint in program.constraints:
-                assert constraint.form.evaluate(program.counts(x)) == used[constraint.name]
+            for row in problem.budgeted:
+                steps = [
+                    c.form.evaluate(program.counts(x)) for c in program.constraints if c.name == row.resource
+                ]
+                if len(row.form.parts) == 1:
+                    assert steps == [used[row.resource]]
+                elif used[row.resource] > row.limit:
+                    assert max(steps) == used[row.resource]
+                else:  # steps that can never exceed the budget are left out
+                    assert max(steps) <= row.limit
             listed = program.constant + program.linear @ x
             listed += sum(c for i, j, c in program.entries() if x[i] and x[j])
             assert listed == pytest.approx(program.objective(x), abs=1e-9)

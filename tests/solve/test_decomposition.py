@@ -10,8 +10,8 @@ import pytest
 
 import qcqp_prune_solvers.decomposition.backend as backend_module
 from qcqp_prune.errors import SolverIncapableError
-from qcqp_prune.program.forms import Shares
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.tables import CountTable, Shares
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import Reason
 from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaustive, random_problem
@@ -19,7 +19,7 @@ from qcqp_prune_solvers.decomposition import elimination
 from qcqp_prune_solvers.decomposition.backend import DecompositionBackend
 from qcqp_prune_solvers.decomposition.block_cholesky import elimination_order, factorises
 from qcqp_prune_solvers.decomposition.count_program import CountProgram
-from qcqp_prune_solvers.decomposition.couplings import Coupling, Couplings
+from qcqp_prune_solvers.decomposition.couplings import Coupling, Couplings, Lookup
 from qcqp_prune_solvers.decomposition.elimination import TooWide
 from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 from qcqp_prune_solvers.decomposition.master import best_mixture
@@ -120,26 +120,48 @@ def random_couplings(rng: np.random.Generator) -> Couplings:
         a, b = sorted((sums(rng, size), sums(rng, size)))
         found[a, b] = None
     items = tuple(Coupling(a, b, a, b, 1) for a, b in found)
-    return Couplings(np.arange(size), allowed, items, {key: k for k, key in enumerate(found)})
+    lookups = tuple(random_lookup(rng, allowed) for _ in range(int(rng.integers(0, 5))))
+    return Couplings(np.arange(size), allowed, items, {key: k for k, key in enumerate(found)}, lookups)
 
 
-def worth(couplings: Couplings, unary: list[np.ndarray], values: np.ndarray, n: tuple[int, ...]) -> float:
-    own = sum(u[int(np.flatnonzero(a == k)[0])] for u, a, k in zip(unary, couplings.allowed, n, strict=True))
+def random_lookup(rng: np.random.Generator, allowed: tuple[np.ndarray, ...]) -> Lookup:
+    """A table of one or two sums, with few levels or with many."""
+    first, second = sums(rng, len(allowed)), sums(rng, len(allowed)) if rng.random() < 0.7 else ()
+    levels = []
+    for shares in (first, second):
+        top = sum(n * int(allowed[c][-1]) for c, n in shares)
+        inner = rng.choice(top + 1, size=int(rng.integers(0, min(top, 6) + 1)), replace=False)
+        levels.append(np.unique(np.append(inner, top)))
+    jumps = rng.integers(0, 3, (len(levels[0]), len(levels[1])))
+    table = CountTable(first, second, levels[0], levels[1], jumps.cumsum(0).cumsum(1))
+    return Lookup(0, table, first, second, (1, 1))
+
+
+def worth(
+    couplings: Couplings, unary: list[np.ndarray], values: np.ndarray, weights: np.ndarray, n: tuple[int, ...]
+) -> float:
+    looked_up = sum(
+        w * e.table.evaluate(np.asarray(n)) for w, e in zip(weights, couplings.lookups, strict=True)
+    )
+    own = looked_up + sum(
+        u[int(np.flatnonzero(a == k)[0])] for u, a, k in zip(unary, couplings.allowed, n, strict=True)
+    )
     return float(own + couplings.products(np.asarray(n)) @ values)
 
 
 def test_count_program_equals_enumeration() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(300):
         couplings = random_couplings(rng)
         plan = CountProgram(couplings)
         unary = [rng.normal(size=len(a)) * 10 for a in couplings.allowed]
         values = rng.normal(size=len(couplings.items))
+        weights = rng.normal(size=len(couplings.lookups)) * rng.integers(0, 3)
 
-        value, counts = plan.maximise(unary, values)
+        value, counts = plan.maximise(unary, values, weights)
         choices = itertools.product(*(a.tolist() for a in couplings.allowed))
-        assert value == pytest.approx(max(worth(couplings, unary, values, n) for n in choices))
-        assert worth(couplings, unary, values, tuple(counts.tolist())) == pytest.approx(value)
+        assert value == pytest.approx(max(worth(couplings, unary, values, weights, n) for n in choices))
+        assert worth(couplings, unary, values, weights, tuple(counts.tolist())) == pytest.approx(value)
 
 
 def test_long_concatenations_stay_narrow() -> None:
@@ -161,6 +183,23 @@ def test_long_concatenations_stay_narrow() -> None:
     )
     # Sums of at most 12 groups of 8 channels: 97 values, so tables of two of them.
     assert program.table_entries <= 40 * 97 * 97
+
+
+def test_levels_keep_tables_of_wide_layers_narrow() -> None:
+    """A bottleneck of 2048, 512 and 512 channels: a message over all three would have 500 million entries."""
+    widths = (2048, 512, 512)
+    allowed = tuple(np.arange(1, w + 1) for w in widths)
+    pairs = [(((a, 1),), ((b, 1),)) for a, b in ((0, 1), (1, 2), (0, 2))]
+    steps = [np.arange(9) * (w // 8) for w in widths]
+    lookups = []
+    for first, second in pairs:
+        levels = (steps[first[0][0]], steps[second[0][0]])
+        table = CountTable(first, second, *levels, np.multiply.outer(np.arange(9), np.arange(9)))
+        lookups.append(Lookup(0, table, first, second, (1, 1)))
+    items = tuple(Coupling(a, b, a, b, 1) for a, b in pairs)
+    index = {pair: k for k, pair in enumerate(pairs)}
+    program = CountProgram(Couplings(np.arange(3), allowed, items, index, tuple(lookups)))
+    assert program.table_entries <= 2048 * 512 + 2048 + 1
 
 
 def test_block_factorisation_decides_definiteness() -> None:

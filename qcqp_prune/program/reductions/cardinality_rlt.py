@@ -19,6 +19,7 @@ import numpy as np
 from qcqp_prune.program.coefficients import Coefficient, FloatArray, dense
 from qcqp_prune.program.program import GroupPair, Program
 from qcqp_prune.program.reductions.counts import CountModel
+from qcqp_prune.program.reductions.levels import table_entries
 from qcqp_prune.program.reductions.linear_model import LinearModel
 
 NONZEROS_PER_PAIR = 9
@@ -35,7 +36,7 @@ class CardinalityRLT:
         widths = [g.width for g in program.groups]
         pairs = sum(widths[p.first] * widths[p.second] for p in program.pairs if not is_scalar(p.coef))
         products = sum(len(c.form.coefs) for c in program.constraints)
-        return NONZEROS_PER_PAIR * (pairs + max(widths, default=0) * products)
+        return NONZEROS_PER_PAIR * (pairs + max(widths, default=0) * products) + table_entries(program)
 
     def accepts(self, program: Program) -> bool:
         """Whether the model stays within about a gigabyte."""

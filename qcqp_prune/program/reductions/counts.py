@@ -2,6 +2,7 @@
 
 A product of two counts is linear and exact through ``w_i = n_h x_i``, one column for each unit ``i`` of group ``g``:
 ``w_i <= C x_i``, ``w_i <= n_h``, ``w_i >= n_h - C (1 - x_i)``, and ``sum_i w_i = n_g n_h``.
+Tables are in ``levels``.
 
 References:
     Glover, "Improved linear integer programming formulations of nonlinear integer problems" (1975), section 2;
@@ -17,6 +18,7 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray
 from qcqp_prune.program.program import CountConstraint, Program
+from qcqp_prune.program.reductions.levels import LevelColumns
 from qcqp_prune.program.reductions.linear_model import LinearModelBuilder
 
 # A budget row is scaled so that one unit of it stays well above a solver's absolute feasibility tolerance of 1e-6.
@@ -55,6 +57,7 @@ class CountModel:
         self.x: list[IntArray] = [every[g.span] for g in program.groups]
         self.n: list[int] = [self._count(k, a) for k, a in enumerate(allowed)]
         self._products: dict[tuple[int, int], int] = {}
+        self.levels = LevelColumns(self.builder, program, (self.n, self.low, self.high))
         self._weighted: dict[tuple[int, int], IntArray] = {}
         self._tie()
         self._link(every)
@@ -138,9 +141,13 @@ class CountModel:
         entries = [(self.n[g], int(c)) for g, c in enumerate(form.linear.tolist()) if c]
         for g, h, c in zip(form.rows.tolist(), form.cols.tolist(), form.coefs.tolist(), strict=True):
             entries.append((self.product(g, h), int(c)))
+        for table in form.tables:
+            entries += self.levels.cost(table)
         if entries:
             divisor, side = scaled_side([c for _, c in entries], constraint.limit - form.constant)
-            self.builder.rows(1, *((column, c / divisor) for column, c in entries), upper=side)
+            columns = np.asarray([column for column, _ in entries], np.int64)
+            costs = np.asarray([c / divisor for _, c in entries])
+            self.builder.block(costs[None, :], columns, upper=side)
 
 
 def scaled_side(coefficients: list[int], limit: int) -> tuple[float, float]:

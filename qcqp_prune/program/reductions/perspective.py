@@ -25,6 +25,7 @@ from qcqp_prune.program.coefficients import FloatArray, IntArray, dense
 from qcqp_prune.program.program import GroupPair, Program
 from qcqp_prune.program.reductions.cardinality_rlt import add_count_product, is_scalar
 from qcqp_prune.program.reductions.counts import CountModel
+from qcqp_prune.program.reductions.levels import table_entries
 from qcqp_prune.program.reductions.linear_model import LinearModel
 
 LARGEST = 60_000_000
@@ -44,7 +45,7 @@ class Perspective:
 
     def nonzeros(self, program: Program) -> int:
         """About how many matrix entries the model has."""
-        total = 0
+        total = table_entries(program)
         for pair in program.pairs:
             if not is_scalar(pair.coef):
                 p, q = program.groups[pair.first].width, program.groups[pair.second].width

@@ -56,7 +56,7 @@ class DecompositionBackend:
     """
 
     name = "decomposition"
-    classes = (ProblemClass(2, 2, integral=True, convex=False),)
+    classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
         """Always available: NumPy and SciPy only."""

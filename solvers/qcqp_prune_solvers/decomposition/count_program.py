@@ -1,9 +1,10 @@
-"""The count program: maximise unary tables and products of sums of counts, exactly, by elimination.
+"""The count program: maximise tables and products of sums of counts, exactly, by elimination.
 
 Variables are the counts of tie classes and the sums of counts that layers read or write (a concatenation, a stream
 whose channels belong to several groups). Two things keep tables small. A sum is built up class by class, so that a
 long concatenation is a chain. And couplings are products: where a variable meets a neighbour only through one, its
-best value depends on one slope, and the maximum over it is a concave envelope.
+best value depends on one slope, and the maximum over it is a concave envelope. A table that is constant on runs of its
+values needs one envelope for each run.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray
-from qcqp_prune.program.forms import Shares
+from qcqp_prune.program.tables import Shares
 from qcqp_prune_solvers.decomposition.couplings import Couplings
 from qcqp_prune_solvers.decomposition.elimination import Relation, Step, plan
-from qcqp_prune_solvers.decomposition.kernels import envelope_maxima
+from qcqp_prune_solvers.decomposition.kernels import envelope_maxima, run_maxima
+from qcqp_prune_solvers.decomposition.lookups import VariableTables
 
 Products = dict[tuple[int, int], float]
 
@@ -37,14 +39,21 @@ class CountProgram:
         self._relations: list[Relation] = []
         self._sums: dict[Shares, int] = {}
         forms = {form for e in couplings.items for form in (e.class_first, e.class_second)}
+        forms |= {form for e in couplings.lookups for form in (e.class_first, e.class_second) if form}
         for form in sorted(forms, key=lambda f: (len(f), f)):
             self._variable(form)
         self._pairs = [
             tuple(sorted((self._sums[e.class_first], self._sums[e.class_second]))) for e in couplings.items
         ]
         self._sizes = [len(v) for v in self._values]
-        products = {(a, b) for a, b in self._pairs if a != b}
-        self._steps = plan(self._sizes, products, self._relations)
+        looked_up = [
+            (self._sums[e.class_first], self._sums[e.class_second] if e.class_second else None)
+            for e in couplings.lookups
+        ]
+        self._tables = VariableTables(couplings.lookups, looked_up, self._values)
+        met = {(a, b) for a, b in self._pairs if a != b}
+        met |= {(min(pair), max(pair)) for pair in self._tables.pairs}
+        self._steps = plan(self._sizes, met, self._relations, self._tables.runs)
         self._lookups = {r: self._lookup(r) for r in self._relations}
 
     @property
@@ -107,18 +116,23 @@ class CountProgram:
             places[variable] = place if order[0] < order[1] else place.T
         return places
 
-    def maximise(self, unary: Sequence[FloatArray], coefficients: FloatArray) -> tuple[float, IntArray]:
-        """``max sum_c unary[c][n_c] + sum_e coefficients[e] first_e(n) second_e(n)`` over allowed counts.
+    def maximise(
+        self, unary: Sequence[FloatArray], coefficients: FloatArray, weights: FloatArray | None = None
+    ) -> tuple[float, IntArray]:
+        """``max sum_c unary[c][n_c] + sum_e coefficients[e] first_e(n) second_e(n) + sum_j weights[j] table_j(n)``.
 
         Args:
             unary: for each class one value for each allowed count.
             coefficients: ``(couplings,)``.
+            weights: ``(lookups,)``; none where there are no tables.
 
         Returns:
             The maximum and the maximising counts, ``(classes,)``.
         """
         own = [*unary, *(np.zeros(size) for size in self._sizes[self._classes :])]
         products: Products = {}
+        self._weights = np.zeros(0) if weights is None else weights
+        self._tables.add_own(own, self._weights)
         for value, scale, (a, b) in zip(coefficients.tolist(), self._scales, self._pairs, strict=True):
             if a == b:
                 own[a] = own[a] + value * scale * self._values[a] ** 2
@@ -146,8 +160,11 @@ class CountProgram:
         for other in step.coupled:
             if other in step.tabled:
                 slope = _coefficient(step.variable, other, products) * self._values[other]
-                slope = slope.reshape([-1 if c == other else 1 for c in step.tabled])
-                total = total + slope[..., None] * self._values[step.variable]
+                shape = [-1 if c == other else 1 for c in step.tabled]
+                total = total + slope.reshape(shape)[..., None] * self._values[step.variable]
+                looked = self._tables.worth((other, step.variable), self._weights, slice(None), slice(None))
+                if looked is not None:
+                    total = total + looked.reshape([*shape, self._sizes[step.variable]])
         return total
 
     def _maximised(self, step: Step, table: FloatArray, products: Products) -> FloatArray:
@@ -161,8 +178,23 @@ class CountProgram:
             base = np.add.outer(base, part).ravel()
         rows = np.ascontiguousarray(table.reshape(-1, len(values)))
         out = np.empty((len(rows), len(base), len(slopes[-1])))
-        envelope_maxima(rows, values, base, slopes[-1], out)
+        ends = self._tables.ends(step.variable, step.free)
+        if ends is None:
+            envelope_maxima(rows, values, base, slopes[-1], out)
+        else:
+            run_maxima(rows, values, base, slopes[-1], (ends, *self._run_worth(step, ends)), out)
         return out.reshape([*table.shape[:-1], *(self._sizes[c] for c in step.free)])
+
+    def _run_worth(self, step: Step, ends: IntArray) -> tuple[FloatArray, FloatArray]:
+        """What tables with free neighbours are worth in each run: with all but the last of them, and with the last."""
+        parts = []
+        for other in step.free:
+            looked = self._tables.worth((step.variable, other), self._weights, ends - 1, slice(None))
+            parts.append(np.zeros((len(ends), self._sizes[other])) if looked is None else looked)
+        base = np.zeros((len(ends), 1))
+        for part in parts[:-1]:
+            base = (base[:, :, None] + part[:, None, :]).reshape(len(ends), -1)
+        return base, np.ascontiguousarray(parts[-1])
 
     def _determined(self, step: Step, table: FloatArray) -> FloatArray:
         """The variable's value looked up from the other two of its relation; ``-inf`` where there is none."""
@@ -193,6 +225,10 @@ class CountProgram:
             for other in step.coupled:
                 slope = _coefficient(step.variable, other, products) * self._values[other][index[other]]
                 values += slope * self._values[step.variable]
+                at = index[[other]]
+                looked = self._tables.worth((other, step.variable), self._weights, at, slice(None))
+                if looked is not None:
+                    values += looked[0]
             index[step.variable] = int(values.argmax())
         return np.asarray([self._values[c][index[c]] for c in range(self._classes)], np.int64)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray
-from qcqp_prune.program.forms import Shares
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.tables import CountTable, Shares
 
 Entries = dict[tuple[int, int], float]
 """A symmetric matrix over groups: ``(g, h)``, ``g <= h``."""
@@ -33,6 +33,24 @@ class Coupling:
 
 
 @dataclass(frozen=True, eq=False)
+class Lookup:
+    """A table of a budget, over tie classes.
+
+    Attributes:
+        constraint: which budget.
+        table: over sums of groups.
+        class_first, class_second: the sums over classes, without common factors; ``class_second`` may be empty.
+        factors: the common factors that the class sums leave out.
+    """
+
+    constraint: int
+    table: CountTable
+    class_first: Shares
+    class_second: Shares
+    factors: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Couplings:
     """Every product that a budget or the objective needs, each once.
 
@@ -41,12 +59,14 @@ class Couplings:
         allowed: for each class the allowed counts, ascending.
         items: the products.
         index: place of each product by its two sums over groups.
+        lookups: every table of every budget.
     """
 
     of_group: IntArray
     allowed: tuple[IntArray, ...]
     items: tuple[Coupling, ...]
     index: dict[tuple[Shares, Shares], int]
+    lookups: tuple[Lookup, ...] = ()
 
     @classmethod
     def of(cls, program: Program) -> Couplings:
@@ -64,7 +84,12 @@ class Couplings:
             if (pair.first, pair.second) not in covered:
                 found[((pair.first, 1),), ((pair.second, 1),)] = None
         items = tuple(_coupling(first, second, of_group) for first, second in found)
-        return cls(of_group, tuple(allowed), items, {key: k for k, key in enumerate(found)})
+        lookups = tuple(
+            _lookup(k, table, of_group)
+            for k, constraint in enumerate(program.constraints)
+            for table in constraint.form.tables
+        )
+        return cls(of_group, tuple(allowed), items, {key: k for k, key in enumerate(found)}, lookups)
 
     def entries(self, values: FloatArray) -> Entries:
         """The matrix ``N`` over groups with ``n^T N n / 2 = sum_e values[e] first_e(n) second_e(n)``."""
@@ -93,16 +118,23 @@ class Couplings:
 
 
 def _coupling(first: Shares, second: Shares, of_group: IntArray) -> Coupling:
-    sums, scale = [], 1
-    for shares in (first, second):
-        merged: dict[int, int] = {}
-        for g, share in shares:
-            c = int(of_group[g])
-            merged[c] = merged.get(c, 0) + share
-        common = math.gcd(*merged.values())
-        scale *= common
-        sums.append(tuple(sorted((c, share // common) for c, share in merged.items())))
-    return Coupling(first, second, sums[0], sums[1], scale)
+    (a, p), (b, q) = _over_classes(first, of_group), _over_classes(second, of_group)
+    return Coupling(first, second, a, b, p * q)
+
+
+def _lookup(constraint: int, table: CountTable, of_group: IntArray) -> Lookup:
+    (a, p), (b, q) = _over_classes(table.first, of_group), _over_classes(table.second, of_group)
+    return Lookup(constraint, table, a, b, (p, q))
+
+
+def _over_classes(shares: Shares, of_group: IntArray) -> tuple[Shares, int]:
+    """A sum over classes without its common factor, and that factor."""
+    merged: dict[int, int] = {}
+    for g, share in shares:
+        c = int(of_group[g])
+        merged[c] = merged.get(c, 0) + share
+    common = math.gcd(*merged.values()) or 1
+    return tuple(sorted((c, share // common) for c, share in merged.items())), common
 
 
 def _pattern(item: Coupling) -> dict[tuple[int, int], int]:

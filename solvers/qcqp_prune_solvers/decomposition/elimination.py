@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 TABLE_LIMIT = 50_000_000
 """Entries of the largest table that elimination may build (8 bytes each)."""
+EFFORT_LIMIT = 1_000_000_000
+"""Largest effort of one elimination: about a second."""
 
 
 class TooWide(Exception):
@@ -37,11 +39,12 @@ class Step:
         variable: the variable that goes.
         tabled: neighbours that earlier messages share with it, ascending; where a relation determines the
             variable, all of its neighbours and the other two of the relation.
-        free: neighbours that it meets through products only, ascending; none where a relation determines it.
-        coupled: all neighbours that it is coupled with by a product.
+        free: neighbours that it meets through products and tables only, ascending; none where a relation determines it.
+        coupled: all neighbours that it is coupled with by a product or a table.
         messages: indices of earlier steps whose messages it takes in.
         relation: what determines it, or None where it is maximised over.
         work: entries of the largest table that the step builds.
+        effort: the same, times the number of parts in which an envelope is built.
     """
 
     variable: int
@@ -51,6 +54,7 @@ class Step:
     messages: tuple[int, ...]
     relation: Relation | None
     work: int
+    effort: int
 
     @property
     def scope(self) -> tuple[int, ...]:
@@ -58,26 +62,40 @@ class Step:
         return (*self.tabled, *self.free)
 
 
-def plan(sizes: Sequence[int], products: set[tuple[int, int]], relations: Sequence[Relation]) -> list[Step]:
-    """Greedy: always the variable that takes the smallest table.
+Runs = Callable[[int, Iterable[int]], int]
+"""Given a variable and neighbours: in how many parts its values fall where its tables with these do not change."""
+
+
+def plan(
+    sizes: Sequence[int],
+    products: set[tuple[int, int]],
+    relations: Sequence[Relation],
+    runs: Runs = lambda variable, neighbours: 1,
+) -> list[Step]:
+    """Greedy: always the variable that takes the least effort.
 
     A variable in one relation is determined by the other two; one in several has to wait until others are gone.
 
     Args:
         sizes: number of values of each variable.
-        products: pairs of different variables that a product couples.
+        products: pairs of different variables that a product or a table couples.
         relations: sums of variables.
+        runs: 1 where there are no tables.
 
     Raises:
         TooWide: a table above ``TABLE_LIMIT`` is needed.
     """
-    state = _State(sizes, products, relations)
+    state = _State(sizes, products, relations, runs)
     left = set(range(len(sizes)))
     while left:
         candidates = [step for v in sorted(left) if (step := state.step(v, left)) is not None]
-        step = min(candidates, key=lambda s: s.work)
+        step = min(candidates, key=lambda s: s.effort)
         if step.work > TABLE_LIMIT:
             raise TooWide(f"a table of {step.work:,} entries is needed, at most {TABLE_LIMIT:,} are allowed")
+        if step.effort > EFFORT_LIMIT:
+            raise TooWide(
+                f"one elimination takes {step.effort:,} steps, at most {EFFORT_LIMIT:,} are allowed"
+            )
         state.take(step)
         left.remove(step.variable)
     return state.steps
@@ -87,9 +105,13 @@ class _State:
     """What is left during planning."""
 
     def __init__(
-        self, sizes: Sequence[int], products: set[tuple[int, int]], relations: Sequence[Relation]
+        self,
+        sizes: Sequence[int],
+        products: set[tuple[int, int]],
+        relations: Sequence[Relation],
+        runs: Runs,
     ) -> None:
-        self._sizes = sizes
+        self._sizes, self._runs = sizes, runs
         self._partners: list[set[int]] = [set() for _ in sizes]
         for a, b in products:
             self._partners[a].add(b)
@@ -112,11 +134,15 @@ class _State:
             # Couplings make a table over the variable too, before its value is looked up.
             own = {c for k in messages for c in self._scopes[k]} | coupled | {variable}
             work = max(work, math.prod(self._sizes[c] for c in own))
-            return Step(variable, _ascending(tabled), (), _ascending(coupled), messages, relations[0], work)
+            relation = relations[0]
+            return Step(variable, _ascending(tabled), (), _ascending(coupled), messages, relation, work, work)
         free = coupled - tabled
         rows = math.prod(self._sizes[c] for c in tabled)
         work = rows * max(self._sizes[variable], math.prod(self._sizes[c] for c in free))
-        return Step(variable, _ascending(tabled), _ascending(free), _ascending(coupled), messages, None, work)
+        effort = work * self._runs(variable, free)
+        return Step(
+            variable, _ascending(tabled), _ascending(free), _ascending(coupled), messages, None, work, effort
+        )
 
     def take(self, step: Step) -> None:
         """Eliminate."""

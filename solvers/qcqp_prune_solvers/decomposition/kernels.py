@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune.program.coefficients import FloatArray, IntArray
 
 
 @numba.njit(cache=True, nogil=True)
@@ -62,3 +62,39 @@ def envelope_maxima(
                     while k > 0 and slope <= falls[k - 1]:
                         k -= 1
                 out[a, b, c] = table[a, hull[k]] + slope * counts[hull[k]]
+
+
+@numba.njit(cache=True, nogil=True)
+def run_maxima(
+    table: FloatArray,
+    counts: FloatArray,
+    base: FloatArray,
+    last: FloatArray,
+    runs: tuple[IntArray, FloatArray, FloatArray],
+    out: FloatArray,
+) -> None:
+    """``out[a, b, c] = max_r (base_worth[r, b] + last_worth[r, c] + max_{v in run r} of the same as above)``.
+
+    Args:
+        table: ``(A, V)``; ``-inf`` where a value is impossible.
+        counts: ``(V,)`` ascending.
+        base: ``(B,)``.
+        last: ``(C,)`` monotone.
+        runs: the ends of the runs of values, ``(R,)``, and what each is worth with the neighbours, ``(R, B)`` and
+            ``(R, C)``.
+        out: ``(A, B, C)``, written.
+    """
+    ends, base_worth, last_worth = runs
+    rows = table.shape[0]
+    part = np.empty((1, base.shape[0], last.shape[0]))
+    out[:] = -np.inf
+    for a in range(rows):
+        start = 0
+        for r in range(ends.shape[0]):
+            envelope_maxima(table[a : a + 1, start : ends[r]], counts[start : ends[r]], base, last, part)
+            start = ends[r]
+            for b in range(base.shape[0]):
+                for c in range(last.shape[0]):
+                    value = part[0, b, c] + base_worth[r, b] + last_worth[r, c]
+                    if value > out[a, b, c]:
+                        out[a, b, c] = value

@@ -142,7 +142,9 @@ class Oracle:
                 unary[c] = unary[c] + scale * coefficient * self.couplings.allowed[c]
             for coefficient, first, second in form.products:
                 coefficients[self.couplings.index[first, second]] += scale * coefficient
-        value, counts = self.counts.maximise(unary, coefficients)
+        lookups = self.couplings.lookups
+        weights = np.asarray([-float(prices[e.constraint]) / self.limits[e.constraint] for e in lookups])
+        value, counts = self.counts.maximise(unary, coefficients, weights)
         group_counts = counts[self.couplings.of_group]
         x = np.zeros(self.program.size)
         for group, order, n in zip(self.program.groups, orders, group_counts.tolist(), strict=True):

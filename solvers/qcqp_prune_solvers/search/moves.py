@@ -25,6 +25,7 @@ def drop_to_budget(state: State, *, keep: int | None = None, only: int | None = 
     Returns:
         Whether every budget is met.
     """
+    state.use_strides(coarse=True)
     while True:
         excess = -state.slack
         over = excess > 0
@@ -40,6 +41,11 @@ def drop_to_budget(state: State, *, keep: int | None = None, only: int | None = 
         price[(freed <= 0) | ~np.isfinite(losses)] = np.inf
         if keep is not None:
             price[keep] = np.inf
+        if not np.isfinite(price.min()) and state.structure.tables is not None:
+            # Costs that are looked up may fall only after several steps.
+            price = losses.copy()
+            if keep is not None:
+                price[keep] = np.inf
         t = int(price.argmin())
         if not np.isfinite(price[t]):
             return False
@@ -53,6 +59,12 @@ def fill(state: State, skip: int | None = None) -> None:
         state: changed in place; must meet the budgets.
         skip: a class that is not to be raised.
     """
+    for coarse in (True, False) if state.structure.tables is not None else (True,):
+        state.use_strides(coarse=coarse)
+        _fill(state, skip)
+
+
+def _fill(state: State, skip: int | None) -> None:
     while True:
         slack = state.slack
         costs, gains = state.cost_up(), state.up_values()
@@ -86,6 +98,7 @@ def shift(state: State, t: int, steps: int) -> bool:
         Whether the result is better; otherwise the state is as before.
     """
     saved = state.snapshot()
+    state.use_strides(coarse=True)
     for _ in range(abs(steps)):
         size = state.step_up[t] if steps > 0 else state.step_down[t]
         if size == 0:
@@ -151,9 +164,10 @@ def perturb(state: State, rng: np.random.Generator, trials: int, heat: float, st
 
 
 def _shake(state: State, rng: np.random.Generator) -> None:
+    state.use_strides(coarse=True)
     classes = len(state.structure.members)
     for t in rng.choice(classes, size=min(int(rng.integers(1, 3)), classes), replace=False).tolist():
-        reach = max(1, len(state.structure.allowed[t]) // 8)
+        reach = max(1, len(np.unique(state.structure.coarse[t][0])) // 8)
         steps = int(rng.integers(1, reach + 1)) * (1 if rng.random() < 0.5 else -1)
         for _ in range(abs(steps)):
             if (state.step_up[t] if steps > 0 else state.step_down[t]) == 0:

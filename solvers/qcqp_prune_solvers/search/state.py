@@ -35,6 +35,7 @@ class State:
     def __init__(self, structure: Structure, x: BoolArray) -> None:
         self.structure = structure
         self.work = 0
+        self._strides = structure.coarse
         self._spans = [g.span for g in structure.program.groups]
         self.reset(x)
 
@@ -56,7 +57,7 @@ class State:
         s = self.structure
         self.counts = np.asarray([a[k] for a, k in zip(s.allowed, self.level, strict=True)], dtype=np.int64)
         self._slope = s.linear + s.curvature @ self.counts
-        self.used = ((s.linear + self._slope) @ self.counts) // 2
+        self.used = ((s.linear + self._slope) @ self.counts) // 2 + s.table_use(self.counts)
         self._forget(range(len(s.members)))
 
     def _forget(self, classes: range) -> None:
@@ -70,11 +71,22 @@ class State:
 
     def _steps(self) -> None:
         """Sizes of the next step up and down of each class; 0 where there is none."""
-        ups, downs = [], []
-        for allowed, k in zip(self.structure.allowed, self.level.tolist(), strict=True):
-            ups.append(allowed[k + 1] - allowed[k] if k + 1 < len(allowed) else 0)
-            downs.append(allowed[k] - allowed[k - 1] if k > 0 else 0)
-        self.step_up, self.step_down = np.asarray(ups, np.int64), np.asarray(downs, np.int64)
+        count = len(self.structure.members)
+        self.step_up, self.step_down = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for t in range(count):
+            self._step(t)
+
+    def _step(self, t: int) -> None:
+        allowed, k = self.structure.allowed[t], int(self.level[t])
+        up, down = self._strides[t][:, k]
+        self.step_up[t], self.step_down[t] = allowed[up] - allowed[k], allowed[k] - allowed[down]
+
+    def use_strides(self, *, coarse: bool) -> None:
+        """Let steps reach to where the level of a table ends, or to the next allowed count only."""
+        wanted = self.structure.coarse if coarse else self.structure.fine
+        if wanted is not self._strides:
+            self._strides = wanted
+            self._forget(range(len(self.structure.members)))
 
     def snapshot(self) -> Snapshot:
         """Copy what ``restore`` needs."""
@@ -101,7 +113,9 @@ class State:
 
     def _cost(self, step: IntArray) -> IntArray:
         diagonal = self.structure.curvature.diagonal(axis1=1, axis2=2)
-        return np.asarray(step * self._slope + diagonal * (step * step) // 2)
+        cost = np.asarray(step * self._slope + diagonal * (step * step) // 2)
+        tables = self.structure.tables
+        return cost if tables is None else cost + tables.changes(self.counts, step)
 
     def up_values(self) -> FloatArray:
         """Worth of the best next step up of each class, ``(classes,)``; -inf where there is none."""
@@ -159,12 +173,14 @@ class State:
         for g, chosen in zip(s.members[t], units, strict=True):
             self._flip(g, chosen, sign)
         self.used = self.used + step * self._slope[:, t] + s.curvature[:, t, t] * (step * step) // 2
+        if s.tables is not None:
+            at = np.asarray([self.counts[t], self.counts[t] + step], np.int64)
+            before, after = s.tables.along(self.counts, t, at).T
+            self.used = self.used + after - before
         self._slope = self._slope + step * s.curvature[:, :, t]
-        self.level[t] += sign
+        self.level[t] = self._strides[t][0 if sign > 0 else 1, self.level[t]]
         self.counts[t] += step
-        allowed, k = s.allowed[t], int(self.level[t])
-        self.step_up[t] = allowed[k + 1] - allowed[k] if k + 1 < len(allowed) else 0
-        self.step_down[t] = allowed[k] - allowed[k - 1] if k > 0 else 0
+        self._step(t)
         self.work += 1
 
     def _flip(self, g: int, units: IntArray, sign: int) -> None:

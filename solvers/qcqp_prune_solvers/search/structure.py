@@ -16,6 +16,7 @@ from qcqp_prune.program.coefficients import (
     transposed,
 )
 from qcqp_prune.program.program import CountConstraint, Program
+from qcqp_prune_solvers.search.tables import TableCosts, table_costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,9 @@ class Structure:
         curvature: ``(k, classes, classes)`` symmetric ``H`` of ``cost = linear . N + N^T H N / 2``.
         colours: sets of classes without coupling among themselves, in the objective or in a budget.
         curved: ``(classes,) bool``: classes coupled with themselves.
+        tables: costs that are looked up, None where there are none.
+        fine: for each class the next level up and the next one down from each level, ``(2, levels)``.
+        coarse: the same in strides: up to where a level of a table ends. Between two such counts nothing is saved.
     """
 
     program: Program
@@ -46,6 +50,9 @@ class Structure:
     curvature: IntArray
     colours: tuple[IntArray, ...]
     curved: BoolArray
+    tables: TableCosts | None
+    fine: tuple[IntArray, ...]
+    coarse: tuple[IntArray, ...]
 
     @classmethod
     def of(cls, program: Program) -> Structure:
@@ -59,6 +66,15 @@ class Structure:
         linear = np.asarray([a for a, _ in costs], dtype=np.int64).reshape(-1, count)
         curvature = np.asarray([h for _, h in costs], dtype=np.int64).reshape(-1, count, count)
         coupled = _coupled(program, class_of, count) | (curvature != 0).any(axis=0)
+        tables = table_costs(program, class_of, allowed)
+        fine = tuple(_neighbouring(np.arange(len(a))) for a in allowed)
+        coarse = fine
+        if tables is not None:
+            coupled |= tables.coupled
+            coarse = tuple(
+                _strides(a, tops) if len(tops) > 1 else f
+                for a, tops, f in zip(allowed, tables.tops, fine, strict=True)
+            )
         return cls(
             program,
             members,
@@ -69,7 +85,28 @@ class Structure:
             curvature,
             _colours(coupled),
             np.diag(coupled).copy(),
+            tables,
+            fine,
+            coarse,
         )
+
+    def table_use(self, counts: IntArray) -> IntArray:
+        """What the tables of each budget cost at counts of classes, ``(k,)``."""
+        return np.zeros(len(self.limits), np.int64) if self.tables is None else self.tables.total(counts)
+
+
+def _neighbouring(stops: IntArray, levels: int | None = None) -> IntArray:
+    """For each level the nearest stop above and below it; the last and the first where there is none."""
+    every = np.arange(len(stops) if levels is None else levels)
+    up = stops[np.searchsorted(stops, every, side="right").clip(max=len(stops) - 1)]
+    down = stops[(np.searchsorted(stops, every, side="left") - 1).clip(min=0)]
+    return np.stack([np.maximum(up, every), np.minimum(down, every)])
+
+
+def _strides(allowed: IntArray, tops: IntArray) -> IntArray:
+    """Levels of the largest allowed counts that are not above a top, and the ends."""
+    stops = np.searchsorted(allowed, tops, side="right") - 1
+    return _neighbouring(np.unique([0, *stops[stops >= 0].tolist(), len(allowed) - 1]), len(allowed))
 
 
 def _class_costs(constraint: CountConstraint, class_of: IntArray, count: int) -> tuple[IntArray, IntArray]:
