@@ -56,8 +56,8 @@ class Verification:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for ``json.dump``; ``from_json`` gives it back."""
-        return asdict(self)
+        """Plain data for ``json.dump``; the caution is written for readers and worked out again on reading."""
+        return {**asdict(self), "caution": self.caution}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verification:
@@ -67,6 +67,7 @@ class Verification:
             PlanError: the data is incomplete.
         """
         try:
-            return cls(**{**data, "counts": tuple(Count(**count) for count in data["counts"])})
+            plain = {key: value for key, value in data.items() if key != "caution"}
+            return cls(**{**plain, "counts": tuple(Count(**count) for count in data["counts"])})
         except (KeyError, TypeError) as error:
             raise PlanError(f"not the record of a verification ({error!r}): shrink again") from error

@@ -39,6 +39,35 @@ def parse_budgets(words: Sequence[str]) -> dict[str, int | float | str]:
     return budgets
 
 
+def parse_amount(option: str, words: Sequence[str]) -> int | float | dict[str, int | float]:
+    """``["4"]`` as a number, ``["0.1"]`` as a share, ``["4", "stem*=0.5"]`` as a mapping from layer globs; 1 for none.
+
+    A word without a glob is for every layer that no glob matches; among globs the last that matches a layer wins.
+
+    Raises:
+        ConfigError: a word holds no number, or a glob stands twice.
+    """
+    amounts: dict[str, int | float] = {}
+    for word in words:
+        pattern, equals, text = word.rpartition("=")
+        pattern = pattern.strip() if equals else "*"
+        if not pattern:
+            raise ConfigError(f"{option} {word!r} cannot be read: write a number, or LAYER_GLOB=number")
+        if pattern in amounts:
+            every = "all layers" if pattern == "*" else pattern
+            raise ConfigError(f"{option} is given twice for {every}: give one")
+        try:
+            amounts[pattern] = float(text) if set(text) & set(".eE") else int(text)
+        except ValueError:
+            raise ConfigError(
+                f"{option} {word!r} cannot be read: write a whole number, a share such as 0.1, or LAYER_GLOB=number"
+            ) from None
+    if list(amounts) == ["*"]:
+        return amounts["*"]
+    # The last glob that matches wins, so what is meant for all the others goes first.
+    return {"*": amounts.pop("*"), **amounts} if "*" in amounts else (amounts or 1)
+
+
 def parse_kwargs(words: Sequence[str]) -> dict[str, Any]:
     """``["depth=20", "name=abc"]`` as a mapping; values are JSON where they can be read as such, else text.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qcqp_prune.cli.arguments import parse_budgets, parse_importance, parse_kwargs, parse_shape
+from qcqp_prune.cli.arguments import parse_amount, parse_budgets, parse_importance, parse_kwargs, parse_shape
 from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote
 from qcqp_prune.errors import ConfigError, PlanError
 from qcqp_prune.graph.masks import Masks
@@ -53,8 +53,14 @@ def trace(
     ignore: Annotated[
         list[str] | None, typer.Option(help="Layer name or glob whose outputs are kept.")
     ] = None,
-    round_to: Annotated[int, typer.Option(help="Kept channels are a multiple of this, or all.")] = 1,
-    min_keep: Annotated[int, typer.Option(help="Least kept channels of a layer.")] = 1,
+    round_to: Annotated[
+        list[str] | None,
+        typer.Option(help="Kept channels are a multiple of this, or all: 8, or LAYER_GLOB=8. May repeat."),
+    ] = None,
+    min_keep: Annotated[
+        list[str] | None,
+        typer.Option(help="Least kept channels of a layer: 4, a share 0.1, or LAYER_GLOB=4. May repeat."),
+    ] = None,
 ) -> None:
     """Find what can be removed from a network, score it, and write both to files that need no torch."""
     from qcqp_prune.cli.loading import build_model, example_input, make_importance
@@ -75,8 +81,8 @@ def trace(
         network,
         example_input(shape),
         ignored_layers=ignore or (),
-        round_to=round_to,
-        min_keep=min_keep,
+        round_to=parse_amount("--round-to", round_to or []),
+        min_keep=parse_amount("--min-keep", min_keep or []),
     )
     objective = make_importance(*scored)(network, graph)
     show_ranges(graph)
@@ -177,7 +183,7 @@ def report(
 
 
 def solvers() -> None:
-    """List the solvers: whether they can run here, which version, and which problems they take."""
+    """List the solvers: whether they can run here, which version, and what each gives up to which size."""
     OUT.print(solvers_table(available_solvers()))
 
 

@@ -41,7 +41,8 @@ class Taylor:
         """The objective over the graph's units, in units of the loss.
 
         Raises:
-            InvalidOptionError: there is no batch, or a layer's weight does not require a gradient.
+            InvalidOptionError: there is no batch, one is no pair of tensors, or a layer's weight does not require a
+                gradient.
             InvalidScoreError: a gradient is NaN or infinite.
         """
         weight_tensors(model, graph)
@@ -58,7 +59,8 @@ class Taylor:
         totals = [torch.zeros(p.shape[:2], dtype=torch.float64, device=p.device) for p in weights]
         count = 0
         with eval_mode(model), torch.enable_grad():
-            for inputs, targets in self.batches:
+            for batch in self.batches:
+                inputs, targets = _pair(batch)
                 value = loss(model(inputs.to(weights[0].device)), targets.to(weights[0].device))
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
                 for total, weight, gradient in zip(totals, weights, gradients, strict=True):
@@ -84,3 +86,19 @@ class Taylor:
         # The gradient of a weight that is used several times is of all its uses together: each gets its share.
         scores = {x.name: pair_scores(x, mean[x.weight]) / calls[x.weight] for x in graph.layers if x.weight}
         return pairwise_form(graph, scores, unit="loss")
+
+
+def _pair(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of a batch."""
+    if (
+        isinstance(batch, tuple | list)
+        and len(batch) == 2
+        and all(isinstance(part, torch.Tensor) for part in batch)
+    ):
+        return batch[0], batch[1]
+    found = f"a {type(batch).__name__}"
+    if isinstance(batch, tuple | list):
+        found += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
+    raise InvalidOptionError(
+        f"Taylor was given {found} as a batch: give a loader of pairs (inputs, targets), both tensors"
+    )

@@ -61,7 +61,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = _reason(error)
         raise ModelLoadError(
             f"{path} cannot be read as weights ({reason}). "
             "Fetch it again, or save it anew as a plain state dict with torch.save(model.state_dict(), path)."
@@ -73,6 +73,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict. Save one with torch.save(model.state_dict(), path)."
         )
     return {str(name).removeprefix(_PREFIX): tensor for name, tensor in content.items()}
+
+
+def _reason(error: BaseException) -> str:
+    """What is wrong with the file in words, without torch's advice to load it in unsafe ways."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+        return "it holds more than tensors, and nothing in it is run"
+    return f"it is damaged or of another format, {type(error).__name__}"
 
 
 def _check(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -15,6 +15,9 @@ from qcqp_prune.errors import InvalidBudgetError, InvalidScoreError
 from qcqp_prune.program.coefficients import BoolArray, Coefficient, FloatArray, IntArray, LowRank, dense
 from qcqp_prune.program.tables import CountTable, Shares, TableCollector, as_shares
 
+# Bounds multiply scores with each other: their squares must neither overflow nor vanish.
+SMALLEST, LARGEST = 1e-100, 1e100
+
 
 @dataclass(frozen=True, eq=False)
 class PairTerm:
@@ -72,6 +75,12 @@ class PairwiseForm:
             raise InvalidScoreError(
                 "importance scores hold NaN or infinity: check the weights and the calibration data for them"
             )
+        size = max([float(np.abs(self.unary).max(initial=0.0)), abs(self.constant), *map(_size, self.pairs)])
+        if size and not SMALLEST <= size <= LARGEST:
+            raise InvalidScoreError(
+                f"the largest importance score is {size:.3g} in size, and {SMALLEST:g} to {LARGEST:g} can be added and "
+                "multiplied safely: multiply all scores by one factor, which changes no selection"
+            )
         for term in self.pairs:
             shape = () if isinstance(term.coef, float | int) else term.coef.shape
             if shape not in ((), (len(term.rows), len(term.cols))):
@@ -83,6 +92,13 @@ class PairwiseForm:
     def evaluate(self, mask: BoolArray) -> float:
         """Value at a 0/1 mask, ``(unit_count,)``."""
         return self.constant + float(self.unary[mask].sum()) + sum(t.evaluate(mask) for t in self.pairs)
+
+
+def _size(term: PairTerm) -> float:
+    """An upper estimate of a term's largest coefficient in size."""
+    sizes = [float(np.abs(a).max(initial=0.0)) for a in term.arrays()]
+    rank = term.coef.left.shape[1] if isinstance(term.coef, LowRank) else 1
+    return rank * math.prod(sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,7 +126,7 @@ class PruningProblem:
             reasons = sorted({g.frozen_reason or "" for g in graph.groups})
             raise NothingToPruneError(
                 f"no layer of {graph.model} can be pruned ({'; '.join(reasons) or 'it has no layer with a weight'}): "
-                "remove entries from ignored_layers or choose another model"
+                "remove entries from ignored_layers, lower min_keep or round_to, or choose another model"
             )
         known = {r.name: r for r in (*known_resources().values(), *resources)}
         parsed = {b.resource: b for b in parse_budgets(budgets, known)}
@@ -257,7 +257,14 @@ def _parse_budget(name: str, value: BudgetValue) -> Budget:
             raise InvalidBudgetError(f"budget {value!r} for {name} cannot be read: {hint}")
         number = Fraction(match[1].replace("_", "").replace(",", ""))
         is_share = match[2] == "%"
+        # "0.5" means what 0.5 means: a command line knows texts only.
+        is_plain_share = not match[2] and 0 < number <= 1 and not match[1].isdigit()
         amount = number / 100 if is_share else number * _SCALE[match[2].removesuffix("B")]
+        if not match[2] and number.denominator != 1 and not is_plain_share:
+            raise InvalidBudgetError(
+                f"budget {value!r} for {name} is neither a share up to 1 nor a whole amount: {hint}"
+            )
+        is_share = is_share or is_plain_share
     else:
         if not math.isfinite(value):
             raise InvalidBudgetError(f"budget {value!r} for {name} is not finite: {hint}")

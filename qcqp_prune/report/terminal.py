@@ -31,7 +31,10 @@ def report_view(report: PruneReport) -> RenderableType:
         *solve_lines(report.solve),
     ]
     if report.verification is not None:
-        parts += verification_lines(report.verification)
+        lines = verification_lines(report.verification)
+        if report.verification.caution:
+            parts.insert(1, lines.pop(0))
+        parts += lines
     if report.accuracy.dense is not None:
         parts.append(accuracy_table(report.accuracy))
     parts += [Text(f"note: {note}", style="dim") for note in report.notes]
@@ -159,7 +162,7 @@ def solve_lines(report: SolveReport) -> list[RenderableType]:
 
 
 def verification_lines(checked: Verification) -> list[RenderableType]:
-    """Identities 2 and 3, as checked."""
+    """Identities 2 and 3, as checked; first of all a caution where the outputs say little."""
     exact = [f"{c.resource} {c.predicted:,} = {c.measured:,} {c.unit}" for c in checked.counts]
     realised = "the model's own modules" if checked.realisation == "modules" else "a rewritten graph"
     lines = [
@@ -168,7 +171,12 @@ def verification_lines(checked: Verification) -> list[RenderableType]:
         f"({checked.dtype}, at most {checked.tolerance:.0e})",
         f"realised as {realised}" + (f": {checked.note}" if checked.note else ""),
     ]
-    return [Text(line, style="green" if line.startswith("identity") else "") for line in lines]
+    shown = [Text(line, style="green" if line.startswith("identity") else "") for line in lines]
+    if checked.caution:
+        shown[1].style = ""
+        warning: RenderableType = Text(f"CAUTION: {checked.caution}", style="bold yellow")
+        return [warning, *shown]
+    return [*shown]
 
 
 def accuracy_table(accuracy: Accuracy) -> Table:
@@ -186,16 +194,16 @@ def accuracy_table(accuracy: Accuracy) -> Table:
 
 
 def solvers_table(solvers: Iterable[SolverInfo]) -> Table:
-    """Which solvers can run here, and what they take."""
-    table = _table("solvers", "solver", "version", "available", "problem classes")
+    """Which solvers can run here, and what each gives up to which size; its problem classes where it does not say."""
+    table = _table("solvers", "solver", "version", "available", "what it gives")
     for info in solvers:
         state = "yes" if info.availability.ok else f"no: {info.availability.reason}"
-        classes = "\n".join(str(c) for c in info.classes)
-        table.add_row(info.name, info.availability.version, escape(state), classes)
+        gives = info.scope or "\n".join(str(c) for c in info.classes)
+        table.add_row(info.name, info.availability.version, escape(state), escape(gives))
     return table
 
 
-_WORDS = {"unit", "asked", "problem classes", "version", "available"}
+_WORDS = {"unit", "asked", "what it gives", "version", "available"}
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -57,7 +57,10 @@ def run_auto(held: Held) -> None:
     team = choose(held.program)
     total = held.options.time_limit or DEFAULT_SECONDS
     if held.options.time_limit is None:
-        held.notes.append(f"auto: no time limit was given, {total:.0f} s were used at most")
+        held.notes.append(
+            f"auto: without a time limit it takes {total:.0f} s at most; give more with time_limit=300, or "
+            "--time-limit 300 on the command line"
+        )
     for offer in team[Role.SEARCHES][:1]:
         _stage(held, offer, SEARCH_SHARE * total)
     for offer in team[Role.PROVES][:1]:
@@ -69,7 +72,7 @@ def run_auto(held: Held) -> None:
         held.hold_least()
     if held.bound is None and not held.interrupted:
         held.notes.append(
-            "auto: no solver gave a bound in the time allowed, so there is no gap: raise time_limit"
+            "auto: no solver gave a bound in the time allowed, so there is no gap: give a larger time_limit"
         )
     if held.is_closed and not held.interrupted:
         held.termination = Termination(Reason.OPTIMAL)

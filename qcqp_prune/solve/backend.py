@@ -11,10 +11,12 @@ from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from qcqp_prune.errors import SolverIncapableError, SolverUnavailableError
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.solve.result import RawSolution
+from qcqp_prune.solve.result import RawSolution, Reason, Termination
 
 SOLVER_ENTRY_POINTS = "qcqp_prune.solvers"
 
@@ -122,11 +124,19 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class SolverInfo:
-    """One line of the list of solvers."""
+    """One line of the list of solvers.
+
+    Attributes:
+        name: as it is asked for.
+        availability: whether it can run here.
+        classes: the joint problem classes it takes.
+        scope: what it gives and up to which size, in the backend's own words: its attribute ``scope``, if any.
+    """
 
     name: str
     availability: Availability
     classes: tuple[ProblemClass, ...]
+    scope: str = ""
 
 
 def available_solvers() -> tuple[SolverInfo, ...]:
@@ -138,7 +148,8 @@ def available_solvers() -> tuple[SolverInfo, ...]:
         except SolverUnavailableError as error:
             found.append(SolverInfo(name, Availability(False, str(error)), ()))
         else:
-            found.append(SolverInfo(name, backend.availability(), backend.classes))
+            scope = str(getattr(backend, "scope", ""))
+            found.append(SolverInfo(name, backend.availability(), backend.classes, scope))
     return tuple(found)
 
 
@@ -181,6 +192,16 @@ def require_capable(backend: Backend, program: Program) -> None:
             f"solver {backend.name!r} does not take this problem ({wanted}), only: {takes}. Choose another solver, "
             'or "auto"'
         )
+
+
+def answer_to_nothing(program: Program) -> RawSolution | None:
+    """The answer to a program without variables, which solvers need not be able to state; None where there are some."""
+    if program.size:
+        return None
+    x = np.zeros(0, np.bool_)
+    if not program.is_feasible(x):
+        return RawSolution(Termination(Reason.INFEASIBLE))
+    return RawSolution(Termination(Reason.OPTIMAL), x=x, bound=program.constant, objective=program.constant)
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qcqp_prune.errors import PlanError
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.solve.result import Termination, TracePoint, relative_gap
+from qcqp_prune.solve.result import Reason, Termination, TracePoint, relative_gap
 
 SCHEMA_VERSION = 1
 
@@ -84,8 +84,13 @@ class SolveReport:
 
     @property
     def gap(self) -> float | None:
-        """``(bound - objective) / |objective|``, None where there is no valid bound."""
-        return relative_gap(self.objective, self.bound)
+        """``(bound - objective) / |objective|``, None where there is no valid bound.
+
+        An objective of exactly 0 has no relative gap: 0 once the bound meets it to within rounding, None before.
+        """
+        gap = relative_gap(self.objective, self.bound)
+        closed = gap is None and self.bound is not None and self.termination.reason is Reason.OPTIMAL
+        return 0.0 if closed else gap
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``; slack and gap are written for readers and recomputed on reading."""

@@ -20,11 +20,10 @@ class Reason(Enum):
     TIME_LIMIT = "The time limit was reached: raise time_limit for a better selection or a smaller gap."
     WORK_LIMIT = "The work limit was reached: raise work_limit for a better selection or a smaller gap."
     MEMORY_LIMIT = "Memory ran out: use a machine with more, or a solver for larger problems."
-    SEARCH_ENDED = (
-        "The search came to its end, which proves nothing: ask an exact or bounding solver for a proof."
-    )
+    SEARCH_ENDED = 'The search came to its end, which proves nothing: solve with solver="auto" for a bound.'
     BOUND_COMPUTED = (
-        "The relaxation is solved and its bound is valid: branch with an exact solver for a smaller gap."
+        "The relaxation is solved and its bound is valid. For a smaller gap name a solver that proves (`qcqp-prune "
+        "solvers` lists them, solver=... takes one), or accept this one: gap_limit=0.01 calls a gap of 1 % closed."
     )
     INTERRUPTED = "The run was interrupted and returned what it held: solve again from it with warm_start."
     INFEASIBLE = "The solver proved that no selection meets every budget: raise a budget or lower min_keep."
@@ -119,6 +118,27 @@ class TraceRecorder:
         self._points.append(point)
         if self._listener is not None:
             self._listener(point)
+
+    def revise(self, first: int, incumbent: float | None, bound: float | None) -> None:
+        """Take back what points claimed and a check did not confirm.
+
+        Args:
+            first: index of the first point in question.
+            incumbent: the best objective that passed the check; higher claims fall back to what was held before them.
+            bound: the lowest bound that passed; lower claims likewise.
+        """
+        kept, doubtful = self._points[:first], self._points[first:]
+        self._points = kept
+        held = kept[-1] if kept else TracePoint(0.0, 0, None, None)
+        for claimed in doubtful:
+            point = claimed
+            if point.incumbent is not None and (incumbent is None or point.incumbent > incumbent):
+                point = replace(point, incumbent=held.incumbent)
+            if point.bound is not None and (bound is None or point.bound < bound):
+                point = replace(point, bound=held.bound)
+            if point is claimed or (point.incumbent, point.bound) != (held.incumbent, held.bound):
+                self._points.append(point)
+                held = point
 
     @property
     def points(self) -> tuple[TracePoint, ...]:

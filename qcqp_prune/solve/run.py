@@ -72,7 +72,7 @@ def solve(
     base = replace(base, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
     problem.require_feasible()
     program = Program.from_problem(problem)
-    notes: list[str] = []
+    notes = _idle_budgets(problem)
     if warm_start is not None:
         x = _start_point(problem, program, warm_start)
         if program.is_feasible(x):
@@ -104,6 +104,16 @@ def _run(held: Held, solver: str | Backend) -> None:
     require_available(backend)
     require_capable(backend, held.program)
     held.run(backend)
+
+
+def _idle_budgets(problem: PruningProblem) -> list[str]:
+    """Budgets that the whole network meets, which are likely slips of the pen."""
+    return [
+        f"the budget of {row.resource}, {row.limit:,} {row.unit}, is not below the {row.dense:,} that the whole "
+        "network uses, so it asks for nothing: check the number"
+        for row in problem.budgeted
+        if row.limit is not None and row.limit >= row.dense
+    ]
 
 
 def _start_point(problem: PruningProblem, program: Program, start: WarmStart) -> BoolArray:

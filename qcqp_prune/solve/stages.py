@@ -13,8 +13,11 @@ from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
-from qcqp_prune.solve.verify import checked, tolerance
+from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
+from qcqp_prune.solve.verify import checked, is_closed, tolerance
+
+SAME = 1e-9
+"""Objectives this close, relatively, may be one selection's, added up in two orders."""
 
 
 @dataclass
@@ -65,10 +68,7 @@ class Held:
     @property
     def is_closed(self) -> bool:
         """Whether the proof reaches the gap asked for."""
-        if self.objective is None:
-            return False
-        gap = relative_gap(self.objective, self.bound)
-        return gap is not None and gap <= self.options.gap_limit
+        return is_closed(self.program, self.objective, self.bound, self.options.gap_limit)
 
     def hold_least(self) -> None:
         """Hold the least allowed counts, which meet every budget that can be met, and the best units at these."""
@@ -93,8 +93,12 @@ class Held:
             self._note(replace(point, seconds=point.seconds + offset, work=point.work + work))
 
         options = replace(self.options, warm_start=self.x, on_event=listen, **changes)  # type: ignore[arg-type]
+        first = len(self.recorder.points)
         raw = _call(backend, self.program, options)
         self._keep(backend.name, raw)
+        # What the backend announced and the check did not confirm is no part of the record.
+        self.recorder.revise(first, _up(self.objective), _down(self.bound))
+        self._note(TracePoint(self.seconds, self._work_done(), self.objective, self.bound))
         return raw
 
     def _keep(self, name: str, raw: RawSolution) -> None:
@@ -117,7 +121,6 @@ class Held:
         if raw.reduction:
             self.reductions.append(raw.reduction)
         self.statistics.update({f"{name}.{key}": value for key, value in raw.statistics.items()})
-        self._note(TracePoint(self.seconds, self._work_done(), self.objective, self.bound))
 
     def _tighten(self, name: str, bound: float) -> None:
         if self.objective is not None and bound < self.objective:
@@ -141,6 +144,15 @@ class Held:
 
     def _work_done(self) -> int:
         return self.recorder.points[-1].work if self.recorder.points else 0
+
+
+def _up(value: float | None) -> float | None:
+    """The value with room for the rounding of a sum in another order."""
+    return None if value is None else value + SAME * abs(value)
+
+
+def _down(value: float | None) -> float | None:
+    return None if value is None else value - SAME * abs(value)
 
 
 def _call(backend: Backend, program: Program, options: SolveOptions) -> RawSolution:

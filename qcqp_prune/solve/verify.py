@@ -11,7 +11,7 @@ from qcqp_prune.errors import BackendError
 from qcqp_prune.program.coefficients import BoolArray, LowRank
 from qcqp_prune.program.problem import PruningProblem, allowed_counts
 from qcqp_prune.program.program import Program
-from qcqp_prune.solve.result import RawSolution, Reason
+from qcqp_prune.solve.result import RawSolution, Reason, relative_gap
 
 INTEGRALITY = 1e-4
 RELATIVE, FLOOR = 1e-6, 1e-9
@@ -29,6 +29,17 @@ class Checked:
 def tolerance(value: float, program: Program) -> float:
     """What rounding may add to an objective: relative, with a floor relative to the terms that it is summed from."""
     return RELATIVE * abs(value) + FLOOR * _magnitude(program)
+
+
+def is_closed(program: Program, objective: float | None, bound: float | None, gap_limit: float) -> bool:
+    """Whether a bound proves an objective to within a relative gap.
+
+    To an objective of exactly 0 no gap is relative: the bound must then be 0 to within rounding of the terms.
+    """
+    if objective is None or bound is None or not math.isfinite(bound):
+        return False
+    gap = relative_gap(objective, bound)
+    return bound <= tolerance(0.0, program) if gap is None else gap <= gap_limit
 
 
 def _magnitude(program: Program) -> float:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qcqp_prune.errors import BackendError, InvalidOptionError, NoIncumbentError
+from qcqp_prune.program.coefficients import Coefficient, LowRank
+from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Backend, problem_class, require_available
@@ -18,6 +20,7 @@ from qcqp_prune.testing.exhaustive import Optimum, exhaustive
 from qcqp_prune.testing.instances import STRUCTURES, random_problem
 
 RELATIVE = 1e-6
+SMALL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
 
     Structures: chains, residual streams, depthwise costs, concatenation, ties, couplings of a group with itself, counts
     in multiples, two budgets, negative coefficients, frozen groups, scalar and low-rank coefficients, a use that is the
-    largest of several steps and, where the backend takes them, costs that are looked up. Also: a work limit of 1, a
-    warm start, a stop that was asked for at once, repeatability, and a program without feasible points.
+    largest of several steps and, where the backend takes them, costs that are looked up. Also: scores a billion times
+    smaller, a work limit of 1, a warm start, a stop that was asked for at once, repeatability, a program without
+    variables, and one without feasible points.
 
     Args:
         backend: must be available here.
@@ -66,8 +70,10 @@ def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
             problems += 1
             proved += report.termination.reason is Reason.OPTIMAL
             missed += report.objective < optimum.objective - _slip(optimum)
+        _check_small_scores(backend, problem, optimum, where)
         _check_limits(backend, problem, optimum, where)
         _check_warm_start(backend, problem, optimum, where)
+    _check_nothing(backend)
     _check_stop(backend, problem)
     _check_repeatable(backend, problem)
     _check_infeasible(backend, problem)
@@ -75,7 +81,7 @@ def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
 
 
 def _slip(optimum: Optimum) -> float:
-    return RELATIVE * abs(optimum.objective) + 1e-9
+    return RELATIVE * abs(optimum.objective)
 
 
 def _check_report(report: SolveReport, optimum: Optimum, where: str) -> None:
@@ -89,6 +95,32 @@ def _check_report(report: SolveReport, optimum: Optimum, where: str) -> None:
         raise BackendError(
             f"{where}: {report.objective!r} is reported as optimal, the optimum is {optimum.objective!r}: report "
             "another reason where nothing is proved"
+        )
+
+
+def _check_small_scores(backend: Backend, problem: PruningProblem, optimum: Optimum, where: str) -> None:
+    """A tolerance that is absolute inside a solver takes small scores for nothing."""
+    small = replace(problem, objective=_scaled(problem.objective, SMALL))
+    report = solve(small, backend, gap_limit=0.0)
+    expected = replace(optimum, objective=SMALL * optimum.objective)
+    _check_report(report, expected, f"{where} with scores times {SMALL:g}")
+
+
+def _scaled(form: PairwiseForm, factor: float) -> PairwiseForm:
+    def times(coef: Coefficient) -> Coefficient:
+        return LowRank(coef.left * factor, coef.right) if isinstance(coef, LowRank) else coef * factor
+
+    pairs = tuple(replace(term, coef=times(term.coef)) for term in form.pairs)
+    return replace(form, unary=form.unary * factor, pairs=pairs, constant=form.constant * factor)
+
+
+def _check_nothing(backend: Backend) -> None:
+    program = Program((), np.zeros(0), (), (), 2.5, np.zeros(0, np.int64), 0)
+    raw = backend.solve(program, SolveOptions())
+    if raw.x is None or np.shape(raw.x) != (0,) or (raw.bound is not None and raw.bound < program.constant):
+        raise BackendError(
+            "it does not answer a program without variables: return an empty selection, worth the constant "
+            "(qcqp_prune.solve.backend.answer_to_nothing does)"
         )
 
 

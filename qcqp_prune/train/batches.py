@@ -29,6 +29,27 @@ def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[tuple[Ten
         yield tuple(_move(x, device) for x in inputs), _move(batch[1], device)
 
 
+def require_labels(targets: Tensor, logits: Tensor) -> None:
+    """Refuse targets that name no class of the network.
+
+    Raises:
+        TrainingError: a target is no whole number from 0 to classes - 1, or there is not one for each sample.
+    """
+    if logits.ndim < 2 or targets.shape != (*logits.shape[:1], *logits.shape[2:]):
+        raise TrainingError(
+            f"The network gives outputs of shape {tuple(logits.shape)} for targets of shape {tuple(targets.shape)}. "
+            "Give logits (N, classes) and targets (N,)."
+        )
+    if targets.dtype not in (torch.int64, torch.uint8):
+        raise TrainingError(f"The targets are {targets.dtype}. Give class numbers as int64: targets.long().")
+    if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]):
+        wrong = targets[(targets < 0) | (targets >= logits.shape[1])][0]
+        raise TrainingError(
+            f"The loader yields the target {int(wrong)}, and the network has {logits.shape[1]} classes. "
+            "Number the classes from 0, or give the network as many outputs as there are."
+        )
+
+
 def length_of(loader: Loader) -> int | None:
     """Return the number of batches, None where the loader cannot say."""
     if not isinstance(loader, Sized):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qcqp_prune.errors import TrainingError
-from qcqp_prune.train.batches import Loader, batches_of
+from qcqp_prune.train.batches import Loader, batches_of, require_labels
 from qcqp_prune.train.modes import modes_kept, placed
 
 
@@ -37,13 +37,14 @@ def evaluate(model: nn.Module, loader: Loader, *, device: str = "auto") -> Evalu
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
-        TrainingError: the loader yields nothing, or something else than pairs.
+        TrainingError: the loader yields nothing, something else than pairs, or a target that is no class.
     """
     right, loss, samples = 0, 0.0, 0
     with modes_kept(model), placed(model, device) as where, torch.no_grad():
         model.eval()
         for inputs, targets in batches_of(loader, where):
             logits = model(*inputs).float()
+            require_labels(targets, logits)
             right += int((logits.argmax(dim=1) == targets).sum())
             loss += float(F.cross_entropy(logits, targets, reduction="sum"))
             samples += len(targets)

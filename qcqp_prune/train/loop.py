@@ -18,7 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from qcqp_prune.data import epoch_seed
 from qcqp_prune.errors import InvalidOptionError, TrainingError
-from qcqp_prune.train.batches import Loader, batches_of, length_of
+from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
 from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, write_checkpoint
 from qcqp_prune.train.config import FinetuneConfig
@@ -63,7 +63,8 @@ def finetune(
         A record of each epoch.
 
     Raises:
-        TrainingError: nothing to train, nothing to train on, a loss that is not finite, or a checkpoint of another run.
+        TrainingError: nothing to train, nothing to train on, a target that is no class, a loss that is not finite, or a
+            checkpoint of another run.
         InvalidOptionError: `epochs` is not positive.
     """
     config = FinetuneConfig() if config is None else config
@@ -159,6 +160,7 @@ def _step(
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
         logits: Tensor = state.model(*inputs)
     logits = logits.float()
+    require_labels(targets, logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
     state.loss = loss.item()
     if not math.isfinite(state.loss):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
 
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.program import Program
-from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
 from qcqp_prune_solvers.search.blocks import sweep
@@ -40,6 +41,7 @@ class BlockCoordinateBackend:
     """
 
     name = "block_coordinate"
+    scope = "searches: a good selection for any size, no bound"
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
@@ -52,6 +54,8 @@ class BlockCoordinateBackend:
 
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         """Search from several starts until the search ends or a limit is met; always holds a feasible point."""
+        if (answer := answer_to_nothing(program)) is not None:
+            return replace(answer, solver_version=version("qcqp-prune"))
         least = np.asarray([g.counts[0] for g in program.groups], dtype=np.int64)
         if not program.counts_feasible(least):
             # Costs never fall with counts, so this is a proof.

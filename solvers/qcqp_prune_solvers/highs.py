@@ -43,6 +43,9 @@ class HighsBackend:
     """
 
     name = "highs"
+    scope = (
+        "proves: up to about 100 channels in a minute; beyond, a selection and a bound while its model fits"
+    )
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def __init__(self, reduction: str | None = None) -> None:

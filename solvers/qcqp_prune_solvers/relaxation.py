@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -14,7 +15,7 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.program.reductions.cardinality_rlt import CardinalityRLT
 from qcqp_prune.program.reductions.linear_model import Reduction
 from qcqp_prune.program.reductions.perspective import Perspective
-from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import (
     RawSolution,
@@ -22,8 +23,8 @@ from qcqp_prune.solve.result import (
     Termination,
     TracePoint,
     TraceRecorder,
-    relative_gap,
 )
+from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.first_order import Relaxed, relax
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
@@ -37,6 +38,7 @@ class RelaxationBackend:
     """
 
     name = "relaxation"
+    scope = "bounds: by a linear relaxation, up to a few thousand channels; rounds it to a selection"
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
@@ -57,6 +59,8 @@ class RelaxationBackend:
             SolverIncapableError: no relaxation would fit into memory.
         """
         started = time.perf_counter()
+        if (answer := answer_to_nothing(program)) is not None:
+            return replace(answer, solver_version=_version())
         least = np.asarray([g.counts[0] for g in program.groups], dtype=np.int64)
         if not program.counts_feasible(least):
             # Costs never fall with counts, so this is a proof.
@@ -68,9 +72,8 @@ class RelaxationBackend:
         def listen(iterations: int, bound: float) -> bool:
             seconds = time.perf_counter() - started
             recorder.add(TracePoint(seconds, iterations, held, bound))
-            gap = None if held is None else relative_gap(held, bound)
             late = options.time_limit is not None and seconds >= options.time_limit
-            return late or options.stop() or (gap is not None and gap <= options.gap_limit)
+            return late or options.stop() or is_closed(program, held, bound, options.gap_limit)
 
         relaxed = relax(reduction.apply(program), listen, limit=options.work_limit)
         x = _rounded(program, reduction.invert(program, relaxed.point))
@@ -78,8 +81,7 @@ class RelaxationBackend:
             x = options.warm_start
         worth = program.objective(x)
         recorder.add(TracePoint(time.perf_counter() - started, relaxed.iterations, worth, relaxed.bound))
-        gap = relative_gap(worth, relaxed.bound)
-        closed = gap is not None and gap <= options.gap_limit
+        closed = is_closed(program, worth, relaxed.bound, options.gap_limit)
         return RawSolution(
             termination=Termination(Reason.OPTIMAL) if closed else _termination(relaxed, options),
             x=x,

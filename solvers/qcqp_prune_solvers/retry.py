@@ -15,6 +15,7 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import BoolArray, Coefficient, IntArray, LowRank, dense
 from qcqp_prune.program.program import CountConstraint, Program
+from qcqp_prune.solve.backend import answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint
 
@@ -34,6 +35,8 @@ def solve_exactly(program: Program, options: SolveOptions, attempt: Attempt) -> 
         options: of the whole run.
         attempt: solves a program and returns a rounded point, or none.
     """
+    if (answer := answer_to_nothing(program)) is not None:
+        return answer
     factor = 2.0 ** -_exponent(program)
 
     def listen(point: TracePoint) -> None:
@@ -87,12 +90,12 @@ def _mended(program: Program, options: SolveOptions, attempt: Attempt) -> RawSol
 
     Args:
         program: to be solved.
-        options: of the whole run; later rounds get the time that is left.
+        options: of the whole run; later rounds get the time and the work that are left.
         attempt: solves a program and returns a rounded point, or none.
     """
     started = time.perf_counter()
     first = raw = attempt(program, options)
-    tightened = program
+    tightened, work = program, 0
     for _ in range(ROUNDS):
         if raw.x is None or program.is_feasible(raw.x):
             break
@@ -100,7 +103,8 @@ def _mended(program: Program, options: SolveOptions, attempt: Attempt) -> RawSol
         if options.stop() or raw.termination.reason is Reason.INTERRUPTED:
             stopped = Termination(Reason.INTERRUPTED)
             return replace(first, x=None, objective=None, termination=stopped)
-        raw = attempt(tightened, _remaining(tightened, options, time.perf_counter() - started))
+        work += _work(raw)
+        raw = attempt(tightened, _remaining(tightened, options, time.perf_counter() - started, work))
     if raw is first:
         return raw
     if raw.x is None or not program.is_feasible(raw.x):
@@ -122,9 +126,20 @@ def _lowered(program: Program, counts: IntArray) -> Program:
     return replace(program, constraints=tuple(lower(c) for c in program.constraints))
 
 
-def _remaining(program: Program, options: SolveOptions, spent: float) -> SolveOptions:
+def _work(raw: RawSolution) -> int:
+    return max((point.work for point in raw.trace), default=0)
+
+
+def _remaining(program: Program, options: SolveOptions, spent: float, work: int) -> SolveOptions:
+    """What a further round may still spend, at least a little; its bounds hold for the lowered budgets only."""
+
+    def listen(point: TracePoint) -> None:
+        if options.on_event is not None:
+            options.on_event(replace(point, bound=None, work=point.work + work))
+
     start: BoolArray | None = options.warm_start
     if start is not None and not program.is_feasible(start):
         start = None
     limit = None if options.time_limit is None else max(options.time_limit - spent, 0.1)
-    return replace(options, warm_start=start, time_limit=limit)
+    most = None if options.work_limit is None else max(options.work_limit - work, 1)
+    return replace(options, warm_start=start, time_limit=limit, work_limit=most, on_event=listen)

@@ -36,6 +36,7 @@ class ScipBackend:
     """
 
     name = "scip"
+    scope = "proves: up to about 40 channels in a minute; takes the quadratic program as it is"
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:

@@ -69,6 +69,79 @@ def test_trace_passes_arguments_on(run, net: Path, tmp_path: Path) -> None:
     assert groups["b"].counts() == [4, 8]
 
 
+def counts_of(run, net: Path, tmp_path: Path, *words: str) -> dict[str, list[int]]:
+    graph = tmp_path / "amounts.json"
+    result = run("trace", f"{net}:Net", "--input-shape", "1,1,8,8", "-o", graph, *words)
+    assert result.code == 0, result.err
+    return {g.id: g.counts() for g in read_traced(graph).graph.groups if g.id in ("a", "b")}
+
+
+def test_amounts_may_be_shares_and_for_single_layers(run, net: Path, tmp_path: Path) -> None:
+    def counts(*words: str) -> dict[str, list[int]]:
+        return counts_of(run, net, tmp_path, *words)
+
+    assert counts("--min-keep", "0.5") == {"a": [3, 4, 5, 6], "b": [4, 5, 6, 7, 8]}
+    assert counts("--min-keep", "1.0", "--min-keep", "b=0.25")["b"] == [2, 3, 4, 5, 6, 7, 8]
+    # What is meant for all other layers gives way to a glob, whatever stands first.
+    assert counts("--min-keep", "a=5", "--min-keep", "2") == {"a": [5, 6], "b": [2, 3, 4, 5, 6, 7, 8]}
+    assert counts("--round-to", "b=4", "--round-to", "3") == {"a": [3, 6], "b": [4, 8]}
+    assert counts("--round-to", "b=4") == {"a": [1, 2, 3, 4, 5, 6], "b": [4, 8]}
+
+
+@pytest.mark.parametrize("words", [["--min-keep", "64"], ["--round-to", "16"], ["--min-keep", "1.0"]])
+def test_limits_that_leave_nothing_to_prune(run, net: Path, tmp_path: Path, words: list[str]) -> None:
+    graph = tmp_path / "g.json"
+    shown = run("trace", f"{net}:Net", "--input-shape", "1,1,8,8", "-o", graph, *words)
+    assert "kept whole (min_keep or round_to leaves none of 6 free): a" in shown.out
+    result = run("solve", graph, "-b", "50%", "-o", tmp_path / "m.json")
+    assert (result.code, result.err.count("error: ")) == (2, 1)
+    assert "lower min_keep or round_to" in result.err
+
+
+def test_an_infeasible_budget_is_explained_in_lines(run, net: Path, tmp_path: Path) -> None:
+    graph, masks = tmp_path / "g.json", tmp_path / "m.json"
+    run("trace", f"{net}:Net", "--input-shape", "1,1,8,8", "--min-keep", "4", "-o", graph)
+    result = run("solve", graph, "-b", "macs=10%", "-b", "params=90%", "-o", masks)
+    assert result.code == 1
+    # 64 * 9 * (a + a b) + 10 b at a = b = 4, and with one of them at 1
+    assert "the smallest attainable use is 11,560 of 31,184 MACs (37.08%)" in result.err
+    lines = [line.strip() for line in result.err.splitlines()]
+    assert lines[2:4] == [
+        "8,640  a: at least 4 are kept (min_keep)",
+        "6,942  b: at least 4 are kept (min_keep)",
+    ]
+    assert lines[-1].startswith("What to do: raise macs to 11,560 (37.08%)")
+    assert "params" not in result.err
+    assert run("solve", graph, "-b", "macs=37.08%", "-o", masks).code == 0
+
+
+def test_a_share_may_be_written_as_a_number(run, traced: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "m.json"
+    assert run("solve", traced, "-b", "macs=0.5", "-o", masks).code == 0
+    assert json.loads(masks.read_text())["usage"]["macs"]["limit"] == DENSE_MACS // 2
+
+
+def test_a_budget_that_asks_for_nothing_is_noted(run, traced: Path, tmp_path: Path) -> None:
+    result = run("solve", traced, "-b", "macs=1M", "-b", "params=50%", "-o", tmp_path / "m.json")
+    assert result.code == 0
+    assert f"the budget of macs, 1,000,000 MACs, is not below the {DENSE_MACS:,}" in result.out
+
+
+def test_weights_that_are_no_weights(run, net: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("these are no weights")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    for name, why in (
+        ("text.pth", "damaged or of another format"),
+        ("module.pth", "holds more than tensors"),
+    ):
+        words = ["--input-shape", "1,1,8,8", "--weights", tmp_path / name, "-o", tmp_path / "g.json"]
+        result = run("trace", f"{net}:Net", *words)
+        assert (result.code, result.err.count("error: ")) == (2, 1)
+        assert why in result.err
+        assert "weights_only" not in result.err
+        assert "two options" not in result.err
+
+
 def test_warm_start(run, traced: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "1.json", tmp_path / "2.json"
     run("solve", traced, "-b", "50%", "-o", first)
@@ -86,6 +159,8 @@ def test_solvers(run) -> None:
     assert result.code == 0
     for info in qp.available_solvers():
         assert info.name in result.out
+        assert info.scope.split(":")[0] in ("proves", "bounds", "searches")
+        assert info.scope in result.out
         assert info.availability.ok is False or info.availability.version in result.out
 
 
@@ -99,6 +174,9 @@ def test_no_half_written_files(run, traced: Path, tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (["-b", "macs=0.001%"], 1, "smallest attainable use"),
+        (["-b", "macs=0.001"], 1, "raise macs to"),
+        (["-b", "macs=1.5"], 2, "neither a share up to 1 nor a whole amount"),
+        (["-b", "50%", "--solver", "pyomo:nope"], 2, "one that runs here"),
         (["-b", "macs=0"], 2, "not positive"),
         (["-b", "macs=101%"], 2, "above 100 %"),
         (["-b", "flops=50%"], 2, "unknown resource 'flops'"),
@@ -135,6 +213,16 @@ def test_solve_refuses(run, traced: Path, tmp_path: Path, words: list[str], code
         (["{net}:Net", "--importance", "taylor"], 2, "needs data"),
         (["{net}:Net", "--input-shape", "1,3,8,8"], 1, "does not run on the example inputs"),
         (["{net}:Net", "--input-shape", "1,,8"], 2, "positive integers"),
+        (["{net}:Net", "--min-keep", "many"], 2, "write a whole number, a share such as 0.1"),
+        (["{net}:Net", "--min-keep", "=3"], 2, "or LAYER_GLOB=number"),
+        (["{net}:Net", "--min-keep", "1.5"], 2, "min_keep=1.5: give"),
+        (["{net}:Net", "--min-keep", "nan"], 2, "write a whole number"),
+        (["{net}:Net", "--min-keep", "-1"], 2, "min_keep=-1: give"),
+        (["{net}:Net", "--round-to", "0.5"], 2, "round_to=0.5: give a positive integer"),
+        (["{net}:Net", "--round-to", "0"], 2, "round_to=0: give a positive integer"),
+        (["{net}:Net", "--round-to", "a=2", "--round-to", "a=4"], 2, "--round-to is given twice for a"),
+        (["{net}:Net", "--min-keep", "2", "--min-keep", "3"], 2, "--min-keep is given twice for all layers"),
+        (["{net}:Net", "--min-keep", "c=3"], 2, "no layer is called 'c'"),
     ],
 )
 def test_trace_refuses(run, net: Path, tmp_path: Path, words: list[str], code: int, message: str) -> None:

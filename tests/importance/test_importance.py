@@ -336,6 +336,16 @@ def test_a_model_without_the_layer_is_refused(name: str) -> None:
 
 def test_taylor_without_batches() -> None:
     model, graph = traced(Dense)
+    for batch, found in (
+        (torch.zeros(4, 2), "a Tensor"),
+        ((torch.zeros(4, 2),), "a tuple of Tensor"),
+        ([torch.zeros(4, 2), [0, 1]], "a list of Tensor, list"),
+        ((), "a tuple of nothing"),
+    ):
+        with pytest.raises(
+            qp.InvalidOptionError, match=f"was given {found} as a batch: give a loader of pairs"
+        ):
+            qp.Taylor([batch])(model, graph)
     with pytest.raises(qp.InvalidOptionError, match="no batch: pass a loader with at least one"):
         qp.Taylor([])(model, graph)
     used_up = iter(batches_for(Dense))

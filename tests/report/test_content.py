@@ -40,6 +40,19 @@ def test_printing_it_shows_the_tables(report: PruneReport) -> None:
     assert "identity 3 checked" in shown
 
 
+def test_a_caution_stands_at_the_top_and_in_the_file(report: PruneReport) -> None:
+    assert report.verification is not None
+    assert "CAUTION" not in str(report)
+    assert report.to_json()["verification"]["caution"] == ""
+    doubtful = replace(report, verification=replace(report.verification, input_dependence=1e-9))
+    lines = str(doubtful).splitlines()
+    assert lines[1].startswith("CAUTION: outputs vary by only 1.0e-09 of their size")
+    assert str(doubtful).count("CAUTION") == 1
+    stored = doubtful.to_json()
+    assert "proves little" in stored["verification"]["caution"]
+    assert PruneReport.from_json(json.loads(json.dumps(stored))) == doubtful
+
+
 def test_on_a_narrow_terminal_layers_are_rounded_and_budgets_are_not(report: PruneReport) -> None:
     layers = tuple(
         replace(row, name=f"features.{k}.conv", macs=(118_013_952, 1_843_968))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
-from qcqp_prune.train import Callback, FinetuneConfig, TrainingState, finetune
+from qcqp_prune.train import Callback, FinetuneConfig, TrainingState, evaluate, finetune
 
 
 def blobs(count: int = 60, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -262,3 +262,24 @@ def test_zero_epochs_are_refused() -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(InvalidOptionError, match='Device "abacus" cannot be used'):
         finetune(small(), blobs(), config=FinetuneConfig(device="abacus"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, 2]), "yields the target 2, and the network has 2 classes"),
+        (torch.tensor([0, -1]), "yields the target -1, and the network has 2 classes"),
+        (torch.tensor([0.0, 1.0]), r"targets are torch.float32. Give class numbers as int64"),
+        (torch.tensor([0, 1], dtype=torch.int32), r"targets are torch.int32. Give class numbers as int64"),
+        (torch.tensor([0, 1, 1]), r"outputs of shape \(2, 2\) for targets of shape \(3,\)"),
+    ],
+)
+def test_targets_that_are_no_classes_are_refused_before_any_step(targets: Tensor, message: str) -> None:
+    model = small()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    loader = [(torch.zeros(2, 2), targets)]
+    with pytest.raises(TrainingError, match=message):
+        finetune(model, loader, epochs=1)
+    with pytest.raises(TrainingError, match=message):
+        evaluate(model, loader)
+    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())

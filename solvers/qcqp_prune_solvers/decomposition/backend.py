@@ -12,9 +12,10 @@ from threadpoolctl import threadpool_limits
 from qcqp_prune.errors import SolverIncapableError
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.program import Program
-from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
+from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.block_coordinate import BlockCoordinateBackend
 from qcqp_prune_solvers.decomposition.block_cholesky import factor_entries
 from qcqp_prune_solvers.decomposition.count_program import CountProgram
@@ -56,6 +57,9 @@ class DecompositionBackend:
     """
 
     name = "decomposition"
+    scope = (
+        "bounds: within about a percent, up to tens of thousands of channels; searches for the selection too"
+    )
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:
@@ -80,6 +84,8 @@ class DecompositionBackend:
         Raises:
             SolverIncapableError: too much memory would be needed, or counts are coupled too densely.
         """
+        if (answer := answer_to_nothing(program)) is not None:
+            return replace(answer, solver_version=version("qcqp-prune"))
         try:
             need = predicted_bytes(program)
         except TooWide as error:
@@ -117,7 +123,8 @@ class _Run:
         unable = self._start()
         if unable is not None:
             return unable
-        if not self.program.size:
+        if not self.program.linear.any() and not self.program.pair_count:
+            # Every selection is worth the same, and there is nothing to scale a relaxation by.
             return self._result(Termination(Reason.OPTIMAL), bound=self.objective)
         if self.options.stop():
             # The first bound of a large program takes long, and no one waits for it any more.
@@ -190,8 +197,7 @@ class _Run:
 
     def _ended(self) -> Termination | None:
         options = self.options
-        gap = relative_gap(self.objective, self.bound)
-        if gap is not None and gap <= options.gap_limit:
+        if is_closed(self.program, self.objective, self.bound, options.gap_limit):
             return Termination(Reason.OPTIMAL)
         if options.stop():
             return Termination(Reason.INTERRUPTED)
