@@ -117,11 +117,16 @@ class PruningProblem:
             NothingToPruneError: every unit is frozen.
             InfeasibleError: a budget is below the smallest attainable use.
         """
+        if not isinstance(objective, PairwiseForm):
+            raise InvalidScoreError(
+                f"the objective is a {type(objective).__name__}: give the PairwiseForm that an importance returns"
+            )
         if objective.unary.shape != (graph.unit_count,):
             raise InvalidScoreError(
                 f"the objective has {objective.unary.shape} scores, the graph {graph.unit_count} units: "
                 "compute the importance on this graph"
             )
+        _require_units(objective, graph.unit_count)
         if graph.prunable_count == 0:
             reasons = sorted({g.frozen_reason or "" for g in graph.groups})
             raise NothingToPruneError(
@@ -283,6 +288,16 @@ def _parse_budget(name: str, value: BudgetValue) -> Budget:
             )
         return Budget(name, fraction=amount)
     return Budget(name, at_most=math.floor(amount))
+
+
+def _require_units(objective: PairwiseForm, count: int) -> None:
+    for term in objective.pairs:
+        for units in (term.rows, term.cols):
+            if len(units) and not (int(units.min()) >= 0 and int(units.max()) < count):
+                raise InvalidScoreError(
+                    f"a pair term names the units {int(units.min())} to {int(units.max())}, the graph has {count}, "
+                    "numbered from 0: compute the importance on this graph"
+                )
 
 
 def _require_monotone(name: str, form: UseForm) -> None:

@@ -94,10 +94,12 @@ class Held:
 
         options = replace(self.options, warm_start=self.x, on_event=listen, **changes)  # type: ignore[arg-type]
         first = len(self.recorder.points)
-        raw = _call(backend, self.program, options)
-        self._keep(backend.name, raw)
-        # What the backend announced and the check did not confirm is no part of the record.
-        self.recorder.revise(first, _up(self.objective), _down(self.bound))
+        try:
+            raw = _call(backend, self.program, options)
+            self._keep(backend.name, raw)
+        finally:
+            # What the backend announced and the check did not confirm is no part of the record.
+            self.recorder.revise(first, _up(self.objective), _down(self.bound))
         self._note(TracePoint(self.seconds, self._work_done(), self.objective, self.bound))
         return raw
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 
 from qcqp_prune.errors import BackendError, SolverUnavailableError
@@ -11,7 +12,7 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.solve import auto
 from qcqp_prune.solve.backend import Availability, Backend, Outlook, ProblemClass, Role, get_backend
 from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.solve.result import RawSolution, Reason, Termination
+from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint
 from qcqp_prune.solve.run import solve
 from qcqp_prune.testing import exhaustive, random_problem
 
@@ -118,6 +119,28 @@ def test_what_is_unavailable_or_of_another_class_is_left_out(cast) -> None:  # t
     cast(missing)
     with pytest.raises(SolverUnavailableError, match="name a solver"):
         solve(random_problem(0), "auto")
+
+
+def test_nothing_that_a_refused_backend_announced_stays_in_the_trace(cast) -> None:  # type: ignore[no-untyped-def]
+    problem = random_problem(0)
+    best = exhaustive(problem).objective
+
+    @dataclass
+    class Boaster(Fake):
+        def solve(self, program: Program, options: SolveOptions) -> RawSolution:
+            assert options.on_event is not None
+            options.on_event(TracePoint(0.1, 1, 2.0 * best, 1.05 * best))
+            return RawSolution(Termination(Reason.OPTIMAL), x=np.full(program.size, 0.5))
+
+    seen: list[TracePoint] = []
+    cast(searcher(), Boaster("boaster", Outlook(Role.PROVES, 1, "x")), bounder(1.2 * best))
+    report = solve(problem, "auto", options=SolveOptions(on_event=seen.append))
+    assert any(point.incumbent == 2.0 * best for point in seen)
+    assert any("boaster gave nothing" in note for note in report.notes)
+    assert report.trace
+    for point in report.trace:
+        assert point.incumbent is None or point.incumbent <= report.objective * (1 + 1e-9)
+        assert point.bound is None or point.bound == pytest.approx(1.2 * best)
 
 
 def test_a_liar_loses_its_bound_not_the_selection(cast) -> None:  # type: ignore[no-untyped-def]

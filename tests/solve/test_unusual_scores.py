@@ -247,3 +247,17 @@ def test_a_budget_that_asks_for_nothing_is_noted() -> None:
     report = solve(replace(problem, rows=(row, *problem.rows[1:])), "highs")
     assert any("asks for nothing: check the number" in note for note in report.notes)
     assert not any("asks for nothing" in note for note in solve(problem, "highs").notes)
+
+
+def test_an_objective_that_is_not_one_of_this_graph() -> None:
+    graph = random_problem(0).graph
+    n = graph.unit_count
+    one, outside, negative = np.asarray([0]), np.asarray([n]), np.asarray([-1])
+    for objective, message in (
+        (np.zeros(n), "is a ndarray: give the PairwiseForm"),
+        (PairwiseForm(np.zeros(n + 1)), "compute the importance on this graph"),
+        (PairwiseForm(np.zeros(n), (PairTerm(one, outside, 1.0),)), f"units {n} to {n}, the graph has {n}"),
+        (PairwiseForm(np.zeros(n), (PairTerm(negative, one, 1.0),)), "units -1 to -1"),
+    ):
+        with pytest.raises(InvalidScoreError, match=message):
+            PruningProblem.build(graph, objective, "50%")  # type: ignore[arg-type]
