@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from qcqp_prune.errors import (
     BackendError,
+    CertificateError,
     ConfigError,
     DataError,
     InfeasibleError,
@@ -23,6 +24,7 @@ from qcqp_prune.errors import (
     MaskMismatchError,
     MissingDependencyError,
     ModelLoadError,
+    NoCertificateError,
     NoIncumbentError,
     NothingToPruneError,
     PlanError,
@@ -65,6 +67,7 @@ __version__ = library_version()
 __all__ = [
     "BackendError",
     "BatchNormScale",
+    "CertificateError",
     "ChannelGraph",
     "ConfigError",
     "DataError",
@@ -81,6 +84,7 @@ __all__ = [
     "Memory",
     "MissingDependencyError",
     "ModelLoadError",
+    "NoCertificateError",
     "NoIncumbentError",
     "NothingToPruneError",
     "PairTerm",

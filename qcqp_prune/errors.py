@@ -81,6 +81,14 @@ class NoIncumbentError(QcqpPruneError, RuntimeError):
     """The solver stopped at a limit before it held any feasible selection."""
 
 
+class NoCertificateError(QcqpPruneError, RuntimeError):
+    """No multipliers stand behind a bound, so that there is nothing to write for the checker."""
+
+
+class CertificateError(QcqpPruneError, RuntimeError):
+    """A certificate does not prove what it claims, or speaks of another problem."""
+
+
 class BackendError(QcqpPruneError, RuntimeError):
     """A backend's answer failed the independent check, or the backend itself failed."""
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from qcqp_prune.errors import PlanError
+from qcqp_prune.errors import InvalidOptionError, NoCertificateError, PlanError
 from qcqp_prune.graph.masks import Masks
+from qcqp_prune.solve.certificate import Certificate
+from qcqp_prune.solve.curve import BoundCurve
+from qcqp_prune.solve.proof import Tangent
 from qcqp_prune.solve.result import Reason, Termination, TracePoint, relative_gap
+from qcqp_prune.storage import StrPath
 
 SCHEMA_VERSION = 1
 
@@ -64,6 +69,9 @@ class SolveReport:
         reductions: reformulations that were solved.
         notes: decisions worth knowing, such as why ``auto`` chose a solver.
         statistics: further numbers from the backend.
+        tangents: bounds as functions of the limits, where the backend has multipliers.
+        certificate: what proves the bound, for ``write_certificate``; None where the bound came from a backend that
+            cannot say, or from a file. It is not written to JSON.
     """
 
     masks: Masks
@@ -81,6 +89,8 @@ class SolveReport:
     reductions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     statistics: Mapping[str, float] | None = None
+    tangents: tuple[Tangent, ...] = ()
+    certificate: Certificate | None = field(default=None, compare=False, repr=False)
 
     @property
     def gap(self) -> float | None:
@@ -91,6 +101,48 @@ class SolveReport:
         gap = relative_gap(self.objective, self.bound)
         closed = gap is None and self.bound is not None and self.termination.reason is Reason.OPTIMAL
         return 0.0 if closed else gap
+
+    @property
+    def prices(self) -> Mapping[str, float]:
+        """By resource, what one more unit of it can add at most: the slope of the bound. Empty without multipliers."""
+        return min(self.tangents, key=lambda t: t.bound).prices if self.tangents else {}
+
+    def bound_curve(self, resource: str) -> BoundCurve:
+        """A valid bound for *every* limit of one resource, the other budgets as they are.
+
+        Args:
+            resource: one that has a budget.
+
+        Raises:
+            InvalidOptionError: it has none.
+        """
+        usage = self.usage.get(resource)
+        if usage is None or usage.limit is None:
+            known = ", ".join(name for name, use in self.usage.items() if use.limit is not None)
+            raise InvalidOptionError(f"there is no budget of {resource!r}: choose from {known}")
+        lines = tuple((t.bound, t.prices.get(resource, 0.0)) for t in self.tangents)
+        return BoundCurve(resource, usage.unit, usage.limit, usage.dense, self.bound, lines)
+
+    def write_certificate(self, path: StrPath) -> tuple[Path, Path]:
+        """Write what proves the bound, for ``qcqp-prune certify``.
+
+        Args:
+            path: of the JSON file; a file of arrays is written beside it.
+
+        Raises:
+            NoCertificateError: there is nothing to write.
+        """
+        if self.certificate is None:
+            why = (
+                "no bound was proved"
+                if self.bound is None
+                else "the bound's solver cannot write down its proof"
+            )
+            raise NoCertificateError(
+                f"there is no certificate, for {why}: solve with a solver that gives multipliers, such as the "
+                "decomposition"
+            )
+        return self.certificate.write(path)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``; slack and gap are written for readers and recomputed on reading."""
@@ -112,6 +164,8 @@ class SolveReport:
             "reductions": list(self.reductions),
             "notes": list(self.notes),
             "statistics": dict(self.statistics or {}),
+            "prices": dict(self.prices),
+            "tangents": [{"bound": t.bound, "prices": dict(t.prices)} for t in self.tangents],
         }
 
     @classmethod
@@ -144,6 +198,7 @@ class SolveReport:
                 trace=tuple(TracePoint(**p) for p in data["trace"]),
                 reductions=tuple(data["reductions"]),
                 notes=tuple(data["notes"]),
+                tangents=tuple(Tangent(**t) for t in data.get("tangents", ())),
                 **{key: data[key] for key in plain},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcqp_prune.solve.proof import AnyProof, Tangent
+
 
 class Reason(Enum):
     """Why a solver stopped. The value is a sentence that ends with what can be done."""
@@ -66,12 +68,15 @@ class TracePoint:
         work: units of work done so far (nodes, moves).
         incumbent: best objective held, None before there is one.
         bound: upper bound on the objective, None before there is one.
+        prices: by resource, what one more unit of it is worth at most by the multipliers at hand; empty where the
+            backend has none.
     """
 
     seconds: float
     work: int
     incumbent: float | None
     bound: float | None
+    prices: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,8 @@ class RawSolution:
         solver_version: of the package behind the backend.
         reduction: the reformulation that was solved, empty for the program itself.
         statistics: further numbers worth keeping.
+        proof: what proves a bound of at most ``bound``, None where that cannot be written down.
+        tangents: bounds as functions of the limits.
     """
 
     termination: Termination
@@ -100,6 +107,8 @@ class RawSolution:
     solver_version: str = ""
     reduction: str = ""
     statistics: Mapping[str, float] = field(default_factory=dict)
+    proof: AnyProof | None = field(default=None, repr=False)
+    tangents: tuple[Tangent, ...] = field(default=(), repr=False)
 
 
 class TraceRecorder:

@@ -14,6 +14,7 @@ from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.auto import run_auto
 from qcqp_prune.solve.backend import Backend, get_backend, require_available, require_capable
+from qcqp_prune.solve.certificate import Certificate
 from qcqp_prune.solve.interrupt import catch_interrupt
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport, Usage
@@ -163,7 +164,16 @@ def _report(held: Held, options: SolveOptions, interrupted: bool) -> SolveReport
         reductions=tuple(dict.fromkeys(held.reductions)),
         notes=tuple(held.notes),
         statistics=held.statistics,
+        tangents=tuple(held.tangents),
+        certificate=_certificate(held),
     )
+
+
+def _certificate(held: Held) -> Certificate | None:
+    """What proves the bound; None where it came from a backend that cannot say."""
+    if held.proof is None or held.bound is None or held.x is None or held.objective is None:
+        return None
+    return Certificate(held.problem, held.x, held.objective, held.bound, held.proof)
 
 
 def _raise_without(termination: Termination, name: str) -> NoReturn:

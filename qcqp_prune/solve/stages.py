@@ -13,6 +13,7 @@ from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.proof import AnyProof, Tangent
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
 from qcqp_prune.solve.verify import checked, is_closed, tolerance
 
@@ -27,6 +28,8 @@ class Held:
     Attributes:
         x, objective: the best checked point.
         bound: the lowest valid bound.
+        proof: what proves ``bound``, None where its backend cannot say.
+        tangents: bounds as functions of the limits, from all backends.
         termination: of the last backend that ran.
         warm: whether ``x`` is still the caller's warm start.
     """
@@ -38,6 +41,8 @@ class Held:
     x: BoolArray | None = None
     objective: float | None = None
     bound: float | None = None
+    proof: AnyProof | None = None
+    tangents: list[Tangent] = field(default_factory=list)
     termination: Termination | None = None
     solvers: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
@@ -113,7 +118,7 @@ class Held:
             self.x, self.objective = answer.x, answer.objective
         bound = answer.bound if answer is not None else raw.bound
         if bound is not None:
-            self._tighten(name, bound)
+            self._tighten(name, bound, raw)
         self.termination = raw.termination
         self.solvers.append(name)
         if raw.solver_version:
@@ -124,7 +129,7 @@ class Held:
             self.reductions.append(raw.reduction)
         self.statistics.update({f"{name}.{key}": value for key, value in raw.statistics.items()})
 
-    def _tighten(self, name: str, bound: float) -> None:
+    def _tighten(self, name: str, bound: float, raw: RawSolution) -> None:
         if self.objective is not None and bound < self.objective:
             # The check allows a bound to fall below the backend's own point by rounding; the point held here may be
             # another one, so the same allowance is made for it.
@@ -134,7 +139,10 @@ class Held:
                     "choose another solver, and report this with the problem file"
                 )
             bound = self.objective
-        self.bound = bound if self.bound is None else min(self.bound, bound)
+        if self.bound is None or bound < self.bound:
+            self.bound = bound
+            self.proof = raw.proof if raw.proof is not None and raw.proof.bound <= bound else None
+        self.tangents += raw.tangents
 
     def _note(self, point: TracePoint) -> None:
         """Record a point, with what earlier backends already held."""

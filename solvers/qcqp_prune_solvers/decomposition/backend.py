@@ -14,6 +14,7 @@ from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.proof import Tangent, useful_tangents
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
 from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.block_coordinate import BlockCoordinateBackend
@@ -21,6 +22,7 @@ from qcqp_prune_solvers.decomposition.block_cholesky import factor_entries
 from qcqp_prune_solvers.decomposition.count_program import CountProgram
 from qcqp_prune_solvers.decomposition.couplings import Couplings
 from qcqp_prune_solvers.decomposition.elimination import TooWide
+from qcqp_prune_solvers.decomposition.proofs import proof_of, tangent_of
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
@@ -116,6 +118,9 @@ class _Run:
         self.objective: float
         self._state: State
         self._tried: set[bytes] = set()
+        self._relaxation: Relaxation | None = None
+        self._best: Step | None = None
+        self._tangents: list[Tangent] = []
 
     def run(self) -> RawSolution:
         """Refine the bound, and try each point that the relaxation brings up."""
@@ -130,10 +135,11 @@ class _Run:
             # The first bound of a large program takes long, and no one waits for it any more.
             return self._result(Termination(Reason.INTERRUPTED), bound=None)
         relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
+        self._relaxation = relaxation
         mark, since = np.inf, 0
         for step in relaxation.steps():
             self.work += 1
-            self._take(step)
+            self._take(step, tangent_of(relaxation, step))
             ended = self._ended()
             if ended is not None:
                 termination = ended
@@ -164,13 +170,14 @@ class _Run:
         self._state = State(Structure.of(self.program), self.x)
         return None
 
-    def _take(self, step: Step) -> None:
+    def _take(self, step: Step, tangent: Tangent) -> None:
         seconds = time.perf_counter() - self.started
+        self._tangents.append(tangent)
         if self.bound is None or step.bound < self.bound:
-            self.bound = step.bound
+            self.bound, self._best = step.bound, step
         improved = self._try(step)
         gap = relative_gap(self.objective, self.bound)
-        self.recorder.add(TracePoint(seconds, self.work, self.objective, self.bound))
+        self.recorder.add(TracePoint(seconds, self.work, self.objective, self.bound, tangent.prices))
         note = "  new incumbent" if improved else ""
         shown = "-" if gap is None else f"{gap:.4%}"
         self.log.append(
@@ -218,4 +225,8 @@ class _Run:
             solver_version=version("qcqp-prune"),
             reduction="count-lifted semidefinite relaxation",
             statistics={"oracle_calls": float(self.work)},
+            proof=None
+            if self._best is None or self._relaxation is None
+            else proof_of(self._relaxation, self._best),
+            tangents=useful_tangents(self._tangents, {c.name: c.limit for c in self.program.constraints}),
         )

@@ -61,6 +61,17 @@ class CountProgram:
         """Entries of all messages together, as they are held during one elimination."""
         return sum(math.prod(self._sizes[c] for c in s.scope) for s in self._steps)
 
+    @property
+    def definitions(self) -> list[list[int]]:
+        """The sums, which follow the classes as variables: ``[]`` for zero, ``[part, single, share]`` otherwise."""
+        made = {r.total: [r.part, r.single, r.share] for r in self._relations}
+        return [made.get(v, []) for v in range(self._classes, len(self._values))]
+
+    @property
+    def order(self) -> list[int]:
+        """Variables in the order of their elimination."""
+        return [step.variable for step in self._steps]
+
     def _variable(self, form: Shares) -> int:
         """The variable of a sum, built on the largest sum that it contains."""
         if form in self._sums:

@@ -76,6 +76,18 @@ class LiftedMatrix:
             out -= value * x[self.spans[other]].sum(0)
         return out
 
+    def row_sizes(self, lift: Lift) -> FloatArray:
+        """Sizes of the entries of ``H`` and ``N 1 1^T``, added up along each row, ``(n,)``."""
+        sizes = [np.zeros(w) for w in self.widths]
+        for g, row in enumerate(self._rows):
+            for matrix in row.values():
+                sizes[g] += np.abs(matrix).sum(1)
+        for (g, h), value in lift.entries.items():
+            sizes[g] += abs(value) * self.widths[h]
+            if g != h:
+                sizes[h] += abs(value) * self.widths[g]
+        return np.concatenate(sizes)
+
     def scaled_blocks(self, lift: Lift, root: FloatArray) -> dict[tuple[int, int], FloatArray]:
         """The blocks of ``-diag(root) (H - N 1 1^T) diag(root)``, every diagonal block among them."""
         blocks = {}

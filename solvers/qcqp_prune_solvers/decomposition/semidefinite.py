@@ -21,6 +21,11 @@ from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 
 RANK = 16
 LANCZOS_STEPS = 60
+MARGIN, MARGIN_UNITS = 6 * 2.0**-42, 1000
+"""Rise of each diagonal entry, relative to it, for each unit and for so many more: six times the shift of
+``qcqp_prune.certify``, which leaves room for the rounding of both factorisations."""
+LEAST = 2.0**-16
+"""Least diagonal entry relative to the sizes in its row: what cancels between coupling and lift leaves rounding."""
 
 
 def random_vectors(size: int, rng: np.random.Generator) -> FloatArray:
@@ -60,7 +65,7 @@ def certified(matrix: LiftedMatrix, lift: Lift, weights: FloatArray, diagonal: F
     """Raise a diagonal until the Cholesky factorisation of ``diag(d) - (H - N 1 1^T)`` exists.
 
     The rise is spread so that each entry costs the same. A factorisation in floating point proves positive
-    semidefiniteness up to ``n u`` relative to the diagonal; a rise of that size is added on top.
+    semidefiniteness up to rounding; a rise far above that is added on top, so that an independent check succeeds.
 
     References:
         Rump, "Verification of positive definiteness" (BIT, 2006): from a floating-point factorisation to a proof.
@@ -75,7 +80,11 @@ def certified(matrix: LiftedMatrix, lift: Lift, weights: FloatArray, diagonal: F
     while not factorises(_shifted(matrix, blocks, base + rise), order):
         rise = 3.0 * rise + 1e-8 * scale
     rise += 4.0 * len(base) * float(np.finfo(np.float64).eps) * scale
-    return np.asarray((base + rise) / weights)
+    found = (base + rise) / weights
+    lifted = np.repeat([lift.entries.get((g, g), 0.0) for g in range(len(matrix.spans))], matrix.widths)
+    least = LEAST * matrix.row_sizes(lift)
+    found = np.maximum(found + lifted, least) - lifted
+    return np.asarray(found + MARGIN * (len(base) + MARGIN_UNITS) * (found + lifted))
 
 
 def _shifted(matrix: LiftedMatrix, blocks: Blocks, diagonal: FloatArray) -> Blocks:
