@@ -25,6 +25,7 @@ import json
 import math
 import sys
 import time
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ CHUNK, LARGEST = (
     1 << 19,
     1 << 28,
 )  # entries of a table of counts that are worked on at once, and that one may have
+ROW = {"kind", "name", "unit", "limit", "constant", "linear", "products", "tables"}
 FAILURES = (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, ArithmeticError)
 
 Lift = dict[tuple[int, int], list[float]]
@@ -132,7 +134,10 @@ class _Check:
             _need(g != h or not np.tril(block).any(), "pairs within a group are not upper triangular")
             self.blocks[g, h] = block + block.T if g == h else block
         for row in self.rows:
-            _need(row["kind"] == "products", f"unknown kind of budget {row['kind']!r}: take a newer checker")
+            known = row["kind"] == "sums" and row.keys() <= ROW
+            _need(known, f"unknown kind of budget {row['kind']!r} {sorted(row)}: take a newer checker")
+            for levels in (t[side] for t in row["tables"] for side in ("first_levels", "second_levels")):
+                _need(levels == sorted(set(levels)), "the levels of a table do not ascend")
         _need(arrays["linear"].shape == (self.size,), "the linear terms have a wrong length")
         self.definite: set[str] = set()
 
@@ -151,6 +156,11 @@ class _Check:
             use = row["constant"] + sum(a * k for a, k in zip(row["linear"], n, strict=True))
             for a, *sums in row["products"]:
                 use += a * math.prod(sum(share * n[g] for g, share in part) for part in sums)
+            for t in row["tables"]:
+                i, j = (
+                    bisect_left(t[f"{k}_levels"], sum(a * n[g] for g, a in t[k])) for k in ("first", "second")
+                )
+                use += t["values"][i][j]
             _need(use <= row["limit"], f"the mask uses {use} of {row['name']}, at most {row['limit']}")
         kept = np.zeros(self.size, bool)
         kept[wholes[one[parts]]] = True
@@ -201,7 +211,8 @@ class _Check:
             uses = [a * g["width"] for a, g in zip(row["linear"], self.groups, strict=True)]
             parts.append(_gamma(len(self.rows) + 4) * p * sum(map(abs, uses)))
             terms += [(-p * a, first, second) for a, first, second in row["products"]]
-        parts += _Counts(self, allowed).best(alpha, slopes, terms)
+        tables = [(p, t) for p, row in zip(prices.tolist(), self.rows, strict=True) for t in row["tables"]]
+        parts += _Counts(self, allowed).best(alpha, slopes, terms, tables)
         total = math.fsum([*parts, _gamma(8) * math.fsum(map(abs, parts))])
         _need(math.isfinite(total), "the multipliers prove no finite bound")
         return total
@@ -332,8 +343,8 @@ class _Counts:
         self.index = {tuple(sorted(form.items())): v for v, form in enumerate(forms)}
         _need(sorted(self.order) == list(range(len(forms))), "the hinted order of counts is no permutation")
 
-    def best(self, alpha: Any, slopes: list[float], terms: list[Any]) -> list[float]:
-        """``max alpha . x + slopes . n + products`` as a sum, rounding included."""
+    def best(self, alpha: Any, slopes: list[float], terms: list[Any], tables: list[Any]) -> list[float]:
+        """``max alpha . x + slopes . n + products - tables`` as a sum, rounding included."""
         size, unary = 0.0, [np.zeros(len(v)) for v in self.values]
         for span, slope, c in zip(self.check.spans, slopes, self.check.class_of, strict=True):
             ranked, n = np.sort(alpha[span])[::-1], self.values[c]
@@ -348,6 +359,20 @@ class _Counts:
             first, second = math.fsum(values) * self.values[a], self.values[b]
             factors.append(((a, b), partial(_product, first, second, (a, b))))
             size += math.fsum(map(abs, values)) * float(np.abs(self.values[a]).max() * np.abs(second).max())
+        for price, t in tables:
+            pair, places = [], []
+            for side in ("first", "second"):
+                v, k = self.variable(t[side]) if t[side] else (-1, 0)
+                pair += [v] if t[side] else []
+                places.append(np.searchsorted(t[f"{side}_levels"], k * self.values[v] if k else [0.0]))
+            looked = -price * np.asarray(t["values"], np.float64)[np.ix_(*places)]
+            looked = (
+                looked.diagonal()
+                if pair[1:] == pair[:1]
+                else looked.reshape([len(self.values[v]) for v in pair])
+            )
+            factors.append((scope := tuple(dict.fromkeys(pair)), partial(_entry, looked, scope)))
+            size += float(np.abs(looked).max())
         error = _gamma(4 * (len(factors) + len(terms)) + self.check.size) * size
         for v in self.order:
             factors = self.without(v, factors)

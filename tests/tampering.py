@@ -63,6 +63,17 @@ class Brute:
         total = row["constant"] + self.counts @ np.asarray(row["linear"])
         for a, *sums in row["products"]:
             total = total + a * np.prod([sum(k * self.counts[:, g] for g, k in s) for s in sums], axis=0)
+        for t in row["tables"]:
+            sums = [
+                sum((k * self.counts[:, g] for g, k in t[s]), 0 * self.counts[:, 0])
+                for s in ("first", "second")
+            ]
+            levels = (t["first_levels"], t["second_levels"])
+            i, j = (
+                [next(k for k, x in enumerate(part) if x >= n) for n in s]
+                for part, s in zip(levels, sums, strict=True)
+            )
+            total = total + np.asarray(t["values"])[i, j]
         return total
 
     def matrix(self) -> np.ndarray:
