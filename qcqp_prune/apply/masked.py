@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
+from qcqp_prune.apply.masked_products import PRODUCTS
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.export import canonical_names, eval_mode, export
@@ -165,7 +166,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     """One operator on values and masks."""
     args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
     name = op_name(node)
-    rule = RULES.get(name) or (pointwise if is_pointwise(node) else None)
+    rule = RULES.get(name) or PRODUCTS.get(name) or (pointwise if is_pointwise(node) else None)
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:
         return rule(node.target, args, kwargs)

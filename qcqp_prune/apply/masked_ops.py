@@ -84,6 +84,8 @@ def _move_masks(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     def own(v: Value) -> Tensor:
         return torch.ones_like(v.value, dtype=torch.bool) if v.mask is None else v.mask
 
+    if target is torch.ops.aten.view.default:  # masks need not lie in memory as their values do
+        target = torch.ops.aten.reshape.default
     swapped = pytree.tree_map_only(Value, own, (args, kwargs), is_leaf=_is_value)
     return target(*swapped[0], **swapped[1])
 
@@ -354,6 +356,11 @@ def like(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     return _hold(_run(target, args, kwargs), args[0].mask)
 
 
+def made_anew(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """New contents of a written size: of another tensor the dtype only."""
+    return Value(_run(target, args, kwargs))
+
+
 def item(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One of several outputs."""
     return operator.getitem(args[0], args[1])
@@ -421,6 +428,7 @@ RULES: dict[str, Rule] = {
     **{f"aten::{name}": move for name in _MOVES},
     **{f"aten::{name}": per_channel for name in (*_SAME, "prelu")},
     **{f"aten::{name}": like for name in _LIKE},
+    **{f"aten::{name}": made_anew for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
     **{f"aten::conv{n}d": partial(matrix, out_dim=-n - 1) for n in (1, 2, 3)},
     **{f"aten::conv_transpose{n}d": partial(matrix, out_dim=-n - 1) for n in (1, 2, 3)},
     **{f"aten::{name}": partial(pooled, dims=n) for name, n in {**POOLING, **UPSAMPLING}.items()},

@@ -7,6 +7,8 @@ of channels, ``x.view(-1, 512 * 7 * 7)``. The result is a ``torch.fx.GraphModule
 from __future__ import annotations
 
 import inspect
+import math
+import operator
 from typing import Any
 
 import torch
@@ -166,7 +168,7 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
     name = op_name(node).removeprefix("aten::")
     out: Any = kept.get(node)
     if name in ("view", "reshape", "_unsafe_view", "_reshape_alias"):
-        _set(node, 1, _sizes(node.args[1], out))
+        _set(node, 1, _computed(node, _sizes(node.args[1], out), out))
     elif name == "expand":
         _set(node, 1, _sizes(node.args[1], [kept_after_joins(node, kept, d) for d in range(len(out))]))
     elif name == "unflatten":
@@ -193,6 +195,19 @@ def _sizes(written: Any, kept: Kept) -> list[Any]:
         int(k.sum()) if isinstance(size, int) and size != -1 and not k.all() else size
         for size, k in zip(written, kept, strict=False)
     ]
+
+
+def _computed(node: Node, sizes: list[Any], kept: Kept) -> list[Any]:
+    """Sizes that the graph computes, such as samples times heads, in the proportion that is kept."""
+    out = []
+    for size, k in zip(sizes, kept, strict=True):
+        if isinstance(size, Node) and not k.all():
+            share = math.gcd(int(k.sum()), len(k))
+            with node.graph.inserting_before(node):
+                size = node.graph.call_function(operator.mul, (size, int(k.sum()) // share))
+                size = node.graph.call_function(operator.floordiv, (size, len(k) // share))
+        out.append(size)
+    return out
 
 
 def _set(node: Node, position: int, value: Any) -> None:

@@ -72,7 +72,7 @@ def shrink_and_verify(
     if realisation != "graph":
         try:
             return small, _verified(small, graph, flat, oracle, resources)
-        except (VerificationError, RuntimeError, ValueError) as error:
+        except (VerificationError, RuntimeError, ValueError, AssertionError) as error:
             first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             failure = first.partition(": report it")[0]
         if realisation == "modules":

@@ -63,18 +63,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of an operator with a weight matrix: a convolution or a linear map.
+    """One call of an operator that multiplies matrices: a convolution, a linear map, or a product of two tensors.
 
     Attributes:
         name: module path; a second call of the same module is ``path@2``.
-        op: ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d`` to ``3d``, or ``linear``.
-        weight: name of the weight tensor.
+        op: ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d`` to ``3d``, ``linear``, ``linear_transposed`` for a
+            weight stored ``(inputs, outputs)``, or a product of two tensors: ``matmul``, ``bmm``, ``mm``, ``baddbmm``,
+            ``attention_scores``, ``attention_values``.
+        weight: name of the weight tensor, empty for a product of two tensors.
         in_axis, out_axis: indices into ``ChannelGraph.axes``.
         segments: groups of a grouped convolution; both axes fall into this many equal runs, and run ``k`` of the
             input meets run ``k`` of the output only. 1 for a dense layer.
         macs_per_pair: multiply-adds of one sample for each kept (input, output) pair of positions.
         out_elements: output elements of one sample for each kept output position.
         itemsize: bytes of one output element.
+        rows: first and last-but-one row of the weight where the call uses some of them only (packed projections of
+            queries, keys and values); None for all.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Layer:
     macs_per_pair: int
     out_elements: int
     itemsize: int
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +305,7 @@ class ChannelGraph:
                 model=data["model"],
                 groups=tuple(Group(**g) for g in data["groups"]),
                 axes=tuple(np.asarray(a, dtype=np.int64) for a in data["axes"]),
-                layers=tuple(Layer(**x) for x in data["layers"]),
+                layers=tuple(_layer(x) for x in data["layers"]),
                 tensors=tuple(_tensor(t) for t in data["tensors"]),
                 inputs=tuple(InputSpec(**{**i, "shape": tuple(i["shape"])}) for i in data["inputs"]),
                 batch=data["batch"],
@@ -324,6 +329,11 @@ class ChannelGraph:
 def _tensor(data: dict[str, Any]) -> TensorSpec:
     lists = {key: tuple(data[key]) for key in ("aliases", "shape", "axes")}
     return TensorSpec(**{**data, **lists})
+
+
+def _layer(data: dict[str, Any]) -> Layer:
+    rows = data["rows"]
+    return Layer(**{**data, "rows": None if rows is None else (rows[0], rows[1])})
 
 
 def _attribute(data: dict[str, Any]) -> Attribute:

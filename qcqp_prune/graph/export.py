@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.decompose import decomposed
@@ -30,6 +31,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """PyTorch's plain implementation of attention, made of products of matrices that can be followed and counted."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **options: Any) -> ExportedProgram:
     """``torch.export`` in eval mode, with errors that say what to do.
 
@@ -43,7 +56,7 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
     if not isinstance(model, nn.Module):
         raise TraceError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
     args, kwargs = call
-    with eval_mode(model), torch.no_grad(), warnings.catch_warnings():
+    with eval_mode(model), torch.no_grad(), plain_attention(), warnings.catch_warnings():
         try:
             model(*args, **kwargs)
         except Exception as error:  # whatever a user's forward raises

@@ -20,11 +20,12 @@ Amount = int | float | Mapping[str, int | float]
 
 @dataclass(frozen=True)
 class NamedLayer:
-    """What grouping needs to know of a layer: its name and the labels of its two sides."""
+    """What grouping needs to know of a layer: its name, the labels of its two sides, and whether it has a weight."""
 
     name: str
     in_labels: IntArray
     out_labels: IntArray
+    has_weight: bool = True
 
 
 @dataclass
@@ -227,6 +228,8 @@ class Limits:
     def apply(self, groups: list[Group], draft: _Draft, tie_sizes: Mapping[int, int]) -> None:
         """Set ``multiple_of``, ``min_keep`` and the frozen reason of each group, in place."""
         for layer in draft.layers:
+            if not layer.has_weight:  # a product counts heads, not channels
+                continue
             composition = draft.composition(layer.out_labels)
             total = sum(groups[g].width * n for g, n in composition)
             for g, share in composition:

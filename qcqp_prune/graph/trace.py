@@ -19,6 +19,7 @@ from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, grou
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
+from qcqp_prune.graph.streams import keep_streams
 from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import Handler, Walk, is_pointwise, op_name
 
@@ -34,6 +35,7 @@ def trace(
     ignored_layers: Ignored = (),
     round_to: Amount = 1,
     min_keep: Amount = 1,
+    residual_streams: bool = False,
     handlers: Mapping[str, Handler] | None = None,
 ) -> ChannelGraph:
     """Find which channels of a network live and die together, and what each costs.
@@ -48,6 +50,8 @@ def trace(
         round_to: kept channels of a layer are a multiple of this, or all of them; a number, or one for each glob.
         min_keep: least kept channels of a layer: a number, a share (float up to 1), or one for each glob.
             Where a layer's channels fall into several groups it is asked of each in proportion, rounded up.
+        residual_streams: whether the width of a transformer (what its blocks read and add to) may shrink as well as
+            its heads and its feed-forward layers. Residual streams of convolutional networks always may.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
 
     Raises:
@@ -64,6 +68,8 @@ def trace(
     walk = Walk(model, placeholders, batch_size(call))
     _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
     layers = _named_layers(walk, names)
+    if not residual_streams:
+        keep_streams(walk)
     _ignore(walk, model, ignored_layers, layers)
     for glob in limits.globs():
         _require_match(glob, [x.name for x in layers], model)
@@ -127,12 +133,13 @@ def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
         path = walk.module_path(found.node)
         owners = [_owner(alias) for alias in aliases.get(found.weight, [])]
         if found.weight:
-            base = path if path in owners else (owners[0] or found.weight)
+            raw = found.op == "linear_transposed" and not path  # a parameter of the model itself
+            base = path if path in owners and not raw else (owners[0] or found.weight)
         else:
             base = f"{path}.{found.op}" if path else found.op
         seen[base] = seen.get(base, 0) + 1
         name = base if seen[base] == 1 else f"{base}@{seen[base]}"
-        layers.append(NamedLayer(name, found.in_labels, found.out_labels))
+        layers.append(NamedLayer(name, found.in_labels, found.out_labels, has_weight=bool(found.weight)))
     return layers
 
 
@@ -214,6 +221,7 @@ def _assemble(
             macs_per_pair=found.macs_per_pair,
             out_elements=found.out_elements,
             itemsize=found.itemsize,
+            rows=found.rows,
         )
         for found, layer in zip(walk.layers, named, strict=True)
     ]

@@ -22,7 +22,10 @@ Handler = Callable[["Walk", Node], "Axes | list[Axes]"]
 
 @dataclass(frozen=True)
 class FoundLayer:
-    """A call with a weight matrix, before units are numbered."""
+    """A call with a weight matrix, before units are numbered.
+
+    ``rows`` are the first and last-but-one of the weight's rows where the call uses part of them; see ``Layer``.
+    """
 
     node: Node
     op: str
@@ -33,6 +36,7 @@ class FoundLayer:
     macs_per_pair: int
     out_elements: int
     itemsize: int
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class FoundAttribute:
 class Walk:
     """State of one walk in execution order. Handlers read arguments and labels here, and record what they find.
 
-    ``repeated`` holds the dimensions (from the end) along which a tensor is one position, broadcast over many.
+    ``products`` holds what products of two tensors run over, heads of attention among it; ``repeated`` the dimensions
+    (from the end) along which a tensor is one position, broadcast over many.
     """
 
     def __init__(self, model: torch.nn.Module, tensors: Mapping[str, str], batch: int) -> None:
@@ -68,6 +73,7 @@ class Walk:
         """
         self.table = LabelTable()
         self.layers: list[FoundLayer] = []
+        self.products: list[IntArray] = []
         self.attributes: dict[tuple[str, str], FoundAttribute] = {}
         self.segmented: dict[str, tuple[int, IntArray]] = {}
         self.tensor_axes: dict[str, Axes] = {}
@@ -77,6 +83,7 @@ class Walk:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._tensors = tensors
         self._axes: dict[Node, Axes | list[Axes]] = {}
+        self._single: IntArray | None = None
         self._fed: set[Node] = set()
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -87,15 +94,7 @@ class Walk:
 
     def arg(self, node: Node, name: str, default: Any = None) -> Any:
         """An operator's argument by its schema name, or the schema's default, or ``default``."""
-        schema = cast(torch._ops.OpOverload, node.target)._schema
-        for position, argument in enumerate(schema.arguments):
-            if argument.name == name:
-                if name in node.kwargs:
-                    return node.kwargs[name]
-                if position < len(node.args):
-                    return node.args[position]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        return argument(node, name, default)
 
     def axes(self, node: Node) -> Axes:
         """Labels of each dimension of a tensor."""
@@ -121,6 +120,25 @@ class Walk:
             if current.name in self._tensors and self._same_layout(current, node):
                 return self._tensors[current.name]
             front += self.tensor_inputs(current)
+        return None
+
+    def part_of_parameter(self, node: Node) -> tuple[str, tuple[int, int]] | None:
+        """The parameter of which a matrix is some consecutive rows, and which; None where it is anything else."""
+        rows, columns = self.axes(node)
+        if rows is None or columns is None:
+            return None
+        front, seen = [node], 0
+        while front and seen < _ANCESTORS:
+            current, seen = front.pop(0), seen + 1
+            name = self._tensors.get(current.name)
+            if name is not None:
+                whole = self.tensor_axes[name]
+                first = -1 if whole[0] is None or not len(rows) else int(rows[0] - whole[0][0])
+                if len(whole) == 2 and first >= 0 and self.shape(node) != self.shape(current):
+                    part = cast(IntArray, whole[0])[first : first + len(rows)]
+                    if np.array_equal(part, rows) and np.array_equal(whole[1], columns):  # type: ignore[arg-type]
+                        return name, (first, first + len(rows))
+            front += current.all_input_nodes
         return None
 
     def _same_layout(self, a: Node, b: Node) -> bool:
@@ -169,6 +187,13 @@ class Walk:
                 for labels in cast(Axes, axes):
                     self.table.freeze(labels, reason)
 
+    def single(self) -> IntArray:
+        """One position that is always kept: the side of a product on which nothing can go. The same at each call."""
+        if self._single is None:
+            self._single = self.table.fresh(1)
+            self.table.freeze(self._single, "a product of matrices that keeps its size")
+        return self._single
+
     def attribute(self, node: Node, values: Mapping[str, Sequence[IntArray | int] | IntArray]) -> None:
         """Record module attributes that must follow the kept counts.
 
@@ -197,6 +222,19 @@ class Walk:
 
 def _as_tuple(value: Any) -> tuple[Any, ...] | None:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+
+
+def argument(node: Node, name: str, default: Any = None) -> Any:
+    """An operator's argument by its schema name, or the schema's default, or ``default``."""
+    schema = cast(torch._ops.OpOverload, node.target)._schema
+    for position, found in enumerate(schema.arguments):
+        if found.name == name:
+            if name in node.kwargs:
+                return node.kwargs[name]
+            if position < len(node.args):
+                return node.args[position]
+            return found.default_value if found.has_default_value() else default
+    return default
 
 
 def op_name(node: Node) -> str:

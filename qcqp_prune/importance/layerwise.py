@@ -43,17 +43,23 @@ def pair_scores(layer: Layer, entries: torch.Tensor) -> FloatArray:
 
     Args:
         layer: the layer whose weight the entries belong to.
-        entries: in the weight's shape.
+        entries: in the shape of the whole weight; only the layer's own rows count.
 
     Returns:
         ``(segments, outputs of a segment, inputs of a segment) float64``.
     """
+    entries = own_rows(layer, entries)
     matrix = entries.double().reshape(entries.shape[0], entries.shape[1], -1).sum(-1)
     if "transpose" in layer.op:
         rows = matrix.reshape(layer.segments, -1, matrix.shape[1]).transpose(1, 2)
     else:
         rows = matrix.reshape(layer.segments, -1, matrix.shape[1])
     return np.ascontiguousarray(rows.cpu().numpy())
+
+
+def own_rows(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """The rows of a weight that a layer uses: all but for packed projections."""
+    return weight if layer.rows is None else weight[slice(*layer.rows)]
 
 
 def pairwise_form(

@@ -11,7 +11,7 @@ from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.importance.layerwise import add_vector, pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.importance.layerwise import add_vector, own_rows, pair_scores, pairwise_form, weight_tensors
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
@@ -57,7 +57,7 @@ class Magnitude:
                 else:
                     score = pair_scores(layer, weight.abs())
                 norm = (
-                    float(torch.linalg.vector_norm(weight))
+                    float(torch.linalg.vector_norm(own_rows(layer, weight)))
                     if self.variant == "paper"
                     else np.linalg.norm(score)
                 )

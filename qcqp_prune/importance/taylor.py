@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -80,11 +81,11 @@ class Taylor:
             raise InvalidScoreError(
                 f"the gradient of {broken[0]} is NaN or infinite: check the loss and the data"
             )
-        calls: dict[str, int] = {}
-        for layer in graph.layers:
-            calls[layer.weight] = calls.get(layer.weight, 0) + 1
+        calls = Counter((layer.weight, layer.rows) for layer in graph.layers)
         # The gradient of a weight that is used several times is of all its uses together: each gets its share.
-        scores = {x.name: pair_scores(x, mean[x.weight]) / calls[x.weight] for x in graph.layers if x.weight}
+        scores = {
+            x.name: pair_scores(x, mean[x.weight]) / calls[x.weight, x.rows] for x in graph.layers if x.weight
+        }
         return pairwise_form(graph, scores, unit="loss")
 
 

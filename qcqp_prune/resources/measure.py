@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcqp_prune.graph.export import eval_mode
+from qcqp_prune.graph.export import eval_mode, plain_attention
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
 from qcqp_prune.graph.unknown import OutputBytes
 
@@ -15,7 +15,7 @@ def measured_macs(module: nn.Module, example_inputs: ExampleInputs) -> int:
     """Multiply-adds of one sample; ``torch.utils.flop_counter`` counts two FLOPs for each."""
     args, kwargs = as_call(example_inputs)
     counter = FlopCounterMode(display=False)
-    with eval_mode(module), torch.no_grad(), counter:
+    with eval_mode(module), torch.no_grad(), plain_attention(), counter:
         module(*args, **kwargs)
     return _per_sample(counter.get_total_flops(), 2 * batch_size((args, kwargs)))
 
@@ -29,7 +29,7 @@ def measured_memory(module: nn.Module, example_inputs: ExampleInputs) -> int:
     """Bytes of all parameters and of each convolution's and linear map's output, for one sample."""
     args, kwargs = as_call(example_inputs)
     counter = OutputBytes()
-    with eval_mode(module), torch.no_grad(), counter:
+    with eval_mode(module), torch.no_grad(), plain_attention(), counter:
         module(*args, **kwargs)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return weights + _per_sample(counter.total, batch_size((args, kwargs)))

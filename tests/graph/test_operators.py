@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qcqp_prune.apply.shrink import shrink_and_verify
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.trace import trace
+from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import Walk
 from tests.networks import all_kept, liven, prune_and_check, random_masks, reasons, uses, widths
 
@@ -151,8 +152,8 @@ def test_operator_keeps_what_it_reads(name: str) -> None:
         shrink_and_verify(model, graph, random_masks(graph, seed), realisation=realisation)
 
 
-def test_an_unknown_product_of_matrices_is_counted_and_kept() -> None:
-    #  attention over positions: (36 x 8) (8 x 36) and (36 x 36) (36 x 8), for each sample
+def test_a_product_of_matrices() -> None:
+    #  attention over positions: (36 x 8) (8 x 36) and (8 x 36) (36 x 36), for each sample
     def attend(m: Any, y: Tensor) -> Tensor:
         tokens = y.flatten(2)
         weights = torch.bmm(tokens.transpose(1, 2), tokens).softmax(-1)
@@ -160,6 +161,12 @@ def test_an_unknown_product_of_matrices_is_counted_and_kept() -> None:
 
     model = liven(Net(attend))
     graph = trace(model, X)
+    assert widths(graph, free=True) == {"a": 8, "b": 6}
+    half = random_masks(graph, 0, 0.5)
+    assert uses(graph, half)["macs"] == 36 * 9 * (3 * 4 + 4 * 3) + 3 * 4 + 2 * 36 * 36 * 4
+    prune_and_check(model, X, graph, half, mixes=True)
+
+    graph = trace(model, X, handlers={"aten::bmm": kept_whole})  # as an operator without a handler
     convolutions = 36 * 9 * (3 * 8 + 8 * 6) + 6 * 4
     assert uses(graph)["macs"] == convolutions + 2 * 36 * 36 * 8
     assert [x.name for x in graph.layers] == ["a", "bmm", "bmm@2", "b", "head"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from qcqp_prune.graph.ops import convolution, joins, norms, pooling, reductions, shapes, splits
+from qcqp_prune.graph.ops import attention, convolution, joins, norms, pooling, reductions, shapes, splits
 from qcqp_prune.graph.walk import Handler
 
 HANDLERS: dict[str, Handler] = {
+    **attention.HANDLERS,
     **convolution.HANDLERS,
     **norms.HANDLERS,
     **joins.HANDLERS,

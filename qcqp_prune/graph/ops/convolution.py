@@ -62,17 +62,19 @@ def linear(walk: Walk, node: Node) -> Axes:
     out_labels = _produced(walk, weight, 0, node)
     walk.table.merge(walk.axis(weight, 1), in_labels, UNFOLLOWED_WEIGHT)
     positions = math.prod(out_shape) // out_shape[-1]
+    part = walk.part_of_parameter(weight)
     walk.layers.append(
         FoundLayer(
             node,
             "linear",
-            _weight_name(walk, node, weight, in_labels, out_labels),
+            part[0] if part else _weight_name(walk, node, weight, in_labels, out_labels),
             in_labels,
             out_labels,
             1,
             macs_per_pair=per_sample(walk, node, positions),
             out_elements=per_sample(walk, node, positions),
             itemsize=node.meta["val"].element_size(),
+            rows=part[1] if part else None,
         )
     )
     walk.attribute(node, {"in_features": in_labels, "out_features": out_labels})

@@ -14,11 +14,15 @@ def pointwise(walk: Walk, node: Node) -> Axes:
     A dimension of size 1 is repeated, so its one position stays; an input whose dimension is not tracked keeps the
     others' whole, unless it was itself repeated.
     """
+    return broadcast(walk, node, walk.tensor_inputs(node), len(walk.shape(node)))
+
+
+def broadcast(walk: Walk, node: Node, inputs: list[Node], rank: int) -> Axes:
+    """Labels of the first ``rank`` dimensions of an output over which the inputs are broadcast."""
     shape = walk.shape(node)
-    inputs = walk.tensor_inputs(node)
     out: Axes = []
     repeated = set()
-    for back in range(-len(shape), 0):
+    for back in range(-len(shape), rank - len(shape)):
         present = [n for n in inputs if len(walk.shape(n)) >= -back]
         for n in present:
             if walk.shape(n)[back] != shape[back]:

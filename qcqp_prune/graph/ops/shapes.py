@@ -6,7 +6,9 @@ import numpy as np
 from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes, Labels
+from qcqp_prune.graph.blocks import blocks
 from qcqp_prune.graph.channels import IntArray
+from qcqp_prune.graph.heads import head_dimension
 from qcqp_prune.graph.walk import Handler, Walk
 
 
@@ -26,30 +28,12 @@ def view(walk: Walk, node: Node) -> Axes:
         if all(axes[d] is None for d in old):
             continue
         flat = _merged(walk, [axes[d] for d in old], [shape[d] for d in old], in_order=in_order)
-        for d, labels in zip(new, _divided(walk, flat, [target[d] for d in new]), strict=True):
+        divided = _divided(walk, node, flat, new)
+        for d, labels in zip(new, divided, strict=True):
             out[d] = labels
+        _head_attributes(walk, node, flat, divided)
     _unflatten_attribute(walk, node, out)
     return out
-
-
-def blocks(shape: tuple[int, ...], target: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """The finest pairing of consecutive dimensions with equal products, ``[(old dims, new dims), ...]``."""
-    pairs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(shape) or j < len(target):
-        old, new = [], []
-        p = q = 1
-        if i < len(shape):
-            old, p, i = [i], shape[i], i + 1
-        if j < len(target):
-            new, q, j = [j], target[j], j + 1
-        while p != q:
-            if (p < q and i < len(shape)) or j == len(target):
-                old, p, i = [*old, i], p * shape[i], i + 1
-            else:
-                new, q, j = [*new, j], q * target[j], j + 1
-        pairs.append((old, new))
-    return pairs
 
 
 def _merged(walk: Walk, axes: Axes, sizes: list[int], *, in_order: bool) -> IntArray:
@@ -70,8 +54,9 @@ def _merged(walk: Walk, axes: Axes, sizes: list[int], *, in_order: bool) -> IntA
     return np.broadcast_to(spread, sizes).reshape(-1)
 
 
-def _divided(walk: Walk, flat: IntArray, sizes: list[int]) -> Axes:
-    """The inverse: which of the new dimensions carries the labels."""
+def _divided(walk: Walk, node: Node, flat: IntArray, dims: list[int]) -> Axes:
+    """The inverse: which of the new dimensions ``dims`` carries the labels; labels of each of them."""
+    sizes = [walk.shape(node)[d] for d in dims]
     big = [d for d, size in enumerate(sizes) if size > 1]
     if len(big) <= 1:
         d = big[0] if big else 0
@@ -82,7 +67,8 @@ def _divided(walk: Walk, flat: IntArray, sizes: list[int]) -> Axes:
         rows = np.moveaxis(classes, d, 0).reshape(sizes[d], -1)
         if (rows == rows[:, :1]).all():
             return _only(d, np.moveaxis(table, d, 0).reshape(sizes[d], -1)[:, 0], len(sizes))
-    d = max(big, key=lambda k: sizes[k])
+    head = head_dimension(node, [dims[d] for d in big])
+    d = max(big, key=lambda k: sizes[k]) if head is None else dims.index(head)
     rows = np.moveaxis(table, d, 0).reshape(sizes[d], -1)
     return _only(d, walk.table.merge_columns(np.ascontiguousarray(rows.T)), len(sizes))
 
@@ -99,6 +85,18 @@ def _unflatten_attribute(walk: Walk, node: Node, out: Axes) -> None:
             if any(out[d] is not None for d in range(first, last)):
                 parts = [shape[d] if (labels := out[d]) is None else labels for d in range(first, last)]
                 walk.attribute(node, {"unflattened_size": parts})
+
+
+def _head_attributes(walk: Walk, node: Node, flat: IntArray, divided: Axes) -> None:
+    """Numbers of heads and widths of all heads together follow the kept heads where a module holds them."""
+    if len(divided) == 1:
+        for name in _HEAD_WIDTHS:
+            walk.attribute(node, {name: flat})
+    else:
+        for name in _HEAD_COUNTS:
+            for labels in divided:
+                if labels is not None:
+                    walk.attribute(node, {name: labels})
 
 
 def permute(walk: Walk, node: Node) -> Axes:
@@ -196,6 +194,12 @@ def _freeze_plane(walk: Walk, axes: Axes) -> None:
     for labels in axes[-2:]:
         walk.table.freeze(labels, "rearranged in the plane")
 
+
+_HEAD_COUNTS = (
+    *("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead"),
+    *("num_kv_heads", "n_kv_heads", "num_key_value_heads"),
+)
+_HEAD_WIDTHS = ("attn_dim", "all_head_size", "inner_dim")
 
 HANDLERS: dict[str, Handler] = {
     **{

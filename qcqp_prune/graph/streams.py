@@ -1,0 +1,33 @@
+"""Residual streams of transformers: the width that every block reads and adds to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qcqp_prune.graph.channels import BoolArray, IntArray
+from qcqp_prune.graph.walk import Walk
+
+STREAM = "the residual stream of a transformer stays whole unless trace(..., residual_streams=True)"
+
+
+def keep_streams(walk: Walk) -> None:
+    """Freeze each stream: what linear maps make heads of and what linear maps from heads add to, at once.
+
+    A stream that only convolutions read, as around attention in a convolutional network, is not one.
+    """
+    classes = walk.table.classes()
+    linear = [layer for layer in walk.layers if layer.weight and layer.op.startswith("linear")]
+    heads = _marked(classes, walk.products)
+    read = [x.in_labels for x in linear if heads[classes[x.out_labels]].any()]
+    written = [x.out_labels for x in linear if heads[classes[x.in_labels]].any()]
+    stream = _marked(classes, read) & _marked(classes, written) & ~heads
+    for labels in read:
+        walk.table.freeze(labels[stream[classes[labels]]], STREAM)
+
+
+def _marked(classes: IntArray, dims: list[IntArray]) -> BoolArray:
+    """Which classes occur in some of the dimensions, ``(classes,) bool``."""
+    out = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
+    for labels in dims:
+        out[classes[labels]] = True
+    return out
