@@ -16,6 +16,7 @@ from typing import Any
 
 import qcqp_prune as qp
 from benchmarks.instances import INSTANCES
+from benchmarks.latency_model import roofline
 from benchmarks.recording import record
 from qcqp_prune.program.program import Program
 
@@ -38,6 +39,7 @@ CASES = [
     Case("tv_resnet50", {"params": "50%"}, 30),
     Case("tv_resnet50", {"macs": "50%", "params": "50%"}, 60),
     Case("tv_resnet50", {"macs": "25%"}, 60),
+    Case("tv_resnet50", {"latency": "50%"}, 120),
     *(
         Case(n, {"macs": "50%"}, 60)
         for n in ("tv_densenet121", "tv_mobilenet_v2", "tv_efficientnet_b0", "tv_convnext_tiny")
@@ -67,7 +69,8 @@ def _prepare(name: str) -> tuple[Any, Any]:
 
 
 def _run(case: Case, graph: Any, objective: Any) -> dict[str, Any]:
-    problem = qp.PruningProblem.build(graph, objective, case.budgets)
+    resources = [roofline(graph)] if "latency" in case.budgets else []
+    problem = qp.PruningProblem.build(graph, objective, case.budgets, resources=resources)
     program = Program.from_problem(problem)
     start = time.perf_counter()
     report = qp.solve(problem, "decomposition", time_limit=case.seconds, seed=0)

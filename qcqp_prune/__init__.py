@@ -42,7 +42,10 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import LowRank
 from qcqp_prune.program.forms import PairTerm, PairwiseForm
 from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.resources.accelerator import AcceleratorCycles
 from qcqp_prune.resources.counted import Macs, Memory, Params
+from qcqp_prune.resources.latency import LatencyTable
+from qcqp_prune.resources.peak import PeakMemory
 from qcqp_prune.solve.backend import available_solvers
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport
@@ -60,11 +63,13 @@ if TYPE_CHECKING:
     from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
     from qcqp_prune.pipeline import Recovery, prune
     from qcqp_prune.report import PruneReport
+    from qcqp_prune.resources.timing import measure_latency
     from qcqp_prune.train import FinetuneConfig, evaluate, finetune, recalibrate_batch_norm
 
 __version__ = library_version()
 
 __all__ = [
+    "AcceleratorCycles",
     "BackendError",
     "BatchNormScale",
     "CertificateError",
@@ -76,6 +81,7 @@ __all__ = [
     "InvalidBudgetError",
     "InvalidOptionError",
     "InvalidScoreError",
+    "LatencyTable",
     "LowRank",
     "Macs",
     "Magnitude",
@@ -90,6 +96,7 @@ __all__ = [
     "PairTerm",
     "PairwiseForm",
     "Params",
+    "PeakMemory",
     "PlanError",
     "PruneReport",
     "PruningProblem",
@@ -111,6 +118,7 @@ __all__ = [
     "finetune",
     "load",
     "masked",
+    "measure_latency",
     "prune",
     "recalibrate_batch_norm",
     "save",
@@ -132,6 +140,7 @@ _LAZY = {
     "finetune": "train",
     "load": "apply.plan",
     "masked": "apply.masked",
+    "measure_latency": "resources.timing",
     "prune": "pipeline",
     "recalibrate_batch_norm": "train",
     "save": "apply.plan",

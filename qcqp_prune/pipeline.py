@@ -21,7 +21,7 @@ from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.graph.trace import Ignored, trace
 from qcqp_prune.importance import Magnitude
 from qcqp_prune.program.forms import PairwiseForm
-from qcqp_prune.program.problem import Budgets, PruningProblem, Resource
+from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.report import Accuracy, PruneReport, budget_lines, layer_rows, other_parameters
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.solve.options import SolveOptions
@@ -160,7 +160,7 @@ def prune(
     watch.solved(solved)
     with clock("shrink"):
         small, checked = shrink_and_verify(
-            model, graph, solved.masks, realisation=realisation, resources=resources
+            model, graph, solved.masks, realisation=realisation, resources=_budgeted(problem, resources)
         )
     watch.verified(checked)
     accuracy, training = _recover(small, recovery, watch, clock, dense)
@@ -252,6 +252,12 @@ def _measure(
 
 def _share(result: Evaluation | None) -> float | None:
     return None if result is None else result.accuracy
+
+
+def _budgeted(problem: PruningProblem, further: Sequence[Resource]) -> list[Resource]:
+    """The resources that the problem counts, those among them that were only registered for requests."""
+    counted = {row.resource for row in problem.rows}
+    return [r for name, r in all_resources(further).items() if name in counted]
 
 
 class _Clock:

@@ -16,7 +16,7 @@ from qcqp_prune.apply.verify import TOLERANCE, Oracle, check_counts
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.program.problem import Resource, known_resources
+from qcqp_prune.program.problem import Resource, counted_resources
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _verified(
             f"outputs of the smaller network differ from the masked one's by {error:.2e} relative ({dtype}, at most "
             f"{tolerance:.0e}): report it with the model"
         )
-    counted = check_counts(graph, flat, small, oracle.call, [*known_resources().values(), *resources])
+    counted = check_counts(graph, flat, small, oracle.call, list(counted_resources(resources).values()))
     checked = Verification(
         counted,
         error,

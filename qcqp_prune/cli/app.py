@@ -29,6 +29,7 @@ app = typer.Typer(
 app.command()(jobs.demo)
 app.command()(jobs.run)
 app.command()(commands.trace)
+app.command()(commands.latency)
 app.command()(commands.solve)
 app.command()(commands.shrink)
 app.command()(commands.report)

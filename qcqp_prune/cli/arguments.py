@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qcqp_prune.errors import ConfigError, InvalidBudgetError
+from qcqp_prune.program.problem import Resource
+from qcqp_prune.resources.accelerator import AcceleratorCycles
+from qcqp_prune.resources.latency import LatencyTable
 
 IMPORTANCES = ("magnitude", "batch_norm_scale", "taylor")
 VARIANTS = ("paper", "authors", "l2")
@@ -66,6 +71,27 @@ def parse_amount(option: str, words: Sequence[str]) -> int | float | dict[str, i
         return amounts["*"]
     # The last glob that matches wins, so what is meant for all the others goes first.
     return {"*": amounts.pop("*"), **amounts} if "*" in amounts else (amounts or 1)
+
+
+def further_resources(latency_table: Path | None, accelerator: str | None) -> list[Resource]:
+    """Resources that need more than a name: ``latency`` from a file, ``cycles`` of an engine such as ``8x8``.
+
+    Raises:
+        PlanError: the file is no latency table.
+        ConfigError: the engine cannot be read.
+    """
+    found: list[Resource] = []
+    if latency_table is not None:
+        found.append(LatencyTable.load(latency_table))
+    if accelerator is not None:
+        match = re.fullmatch(r"\s*([1-9][0-9]*)\s*x\s*([1-9][0-9]*)\s*", accelerator)
+        if not match:
+            raise ConfigError(
+                f"accelerator {accelerator!r} cannot be read: write the channels that it reads and writes at a time, "
+                "such as 8x8"
+            )
+        found.append(AcceleratorCycles(int(match[1]), int(match[2])))
+    return found
 
 
 def parse_kwargs(words: Sequence[str]) -> dict[str, Any]:

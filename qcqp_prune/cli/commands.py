@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from qcqp_prune.cli.arguments import parse_amount, parse_budgets, parse_importance, parse_kwargs, parse_shape
+from qcqp_prune.cli.arguments import (
+    further_resources,
+    parse_amount,
+    parse_budgets,
+    parse_importance,
+    parse_kwargs,
+    parse_shape,
+)
 from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote
 from qcqp_prune.errors import ConfigError, PlanError
 from qcqp_prune.graph.masks import Masks
@@ -112,12 +119,21 @@ def solve(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     threads: Annotated[int, typer.Option(help="Most threads to use.")] = 1,
     warm_start: Annotated[Path | None, typer.Option(help="Masks of an earlier solve to start from.")] = None,
+    latency_table: Annotated[
+        Path | None, typer.Option(help="What `latency` wrote; makes latency=... a budget, in ns.")
+    ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(help="Channels read x written at a time, for cycles=...: 8x8. 4x4 if not given."),
+    ] = None,
 ) -> None:
     """Choose what to keep. Needs no torch."""
     require_file_place(output)
+    resources = further_resources(latency_table, accelerator)
     traced = read_traced(graph)
-    show_ranges(traced.graph)
-    problem = PruningProblem.build(traced.graph, traced.objective, parse_budgets(budget))
+    show_ranges(traced.graph, resources)
+    budgets = parse_budgets(budget)
+    problem = PruningProblem.build(traced.graph, traced.objective, budgets, resources=resources)
     start = None if warm_start is None else read_masks(warm_start)
     with Spinner().running() as spinner:
         options = SolveOptions(work_limit=work_limit, on_event=spinner.progress)
@@ -133,6 +149,31 @@ def solve(
         )
     _show_solve(report)
     wrote("the masks", write_json(output, report.to_json()))
+
+
+def latency(
+    model: Source,
+    input_shape: Annotated[str, typer.Option(help="Shape of the example input, batch first: 1,3,32,32.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table, as JSON.")],
+    kwarg: Kwargs = None,
+    points: Annotated[int, typer.Option(help="Widths of each layer to time, in each direction.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Runs of each; the median counts.")] = 7,
+) -> None:
+    """Time the layers of a network on this machine at several widths, for budgets such as latency=50%."""
+    from qcqp_prune.cli.loading import build_model, example_input
+    from qcqp_prune.graph.trace import trace as trace_model
+    from qcqp_prune.resources.timing import measure_latency
+
+    require_file_place(output)
+    shape, kwargs = parse_shape(input_shape), parse_kwargs(kwarg or [])
+    network = build_model(model, kwargs)
+    graph = trace_model(network, example_input(shape))
+    with Spinner().running() as spinner:
+        spinner.say("timing layers")
+        table = measure_latency(network, graph, example_input(shape), points=points, repeats=repeats)
+    for note in table.notes:
+        OUT.print(note, highlight=False)
+    wrote("the latency table", table.save(output))
 
 
 def shrink(

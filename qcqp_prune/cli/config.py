@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qcqp_prune.cli.arguments import further_resources
 from qcqp_prune.cli.sections import read_section, require_known, with_environment
 from qcqp_prune.errors import ConfigError
-from qcqp_prune.program.problem import known_resources, parse_budgets
+from qcqp_prune.program.problem import Resource, all_resources, parse_budgets
 from qcqp_prune.train.config import FinetuneConfig
 
 
@@ -100,6 +101,24 @@ class TrainingSection:
 
 
 @dataclass(frozen=True)
+class ResourcesSection:
+    """What resources that need more than a name are made from.
+
+    Attributes:
+        latency_table: the file that ``qcqp-prune latency`` wrote; makes ``latency`` a resource.
+        accelerator: channels that an engine reads and writes at a time, such as ``8x8``, for ``cycles``.
+    """
+
+    latency_table: str | None = None
+    accelerator: str | None = None
+
+    def made(self, folder: Path) -> list[Resource]:
+        """The resources themselves; the file is relative to a folder."""
+        table = None if self.latency_table is None else folder / Path(self.latency_table).expanduser()
+        return further_resources(table, self.accelerator)
+
+
+@dataclass(frozen=True)
 class OutputSection:
     """The folder that gets ``report.json`` and the smaller network."""
 
@@ -120,6 +139,7 @@ class RunConfig:
     model: ModelSection
     input: InputSection
     budgets: Mapping[str, int | float | str]
+    resources: ResourcesSection
     data: DataSection
     pretrain: TrainingSection
     trace: TraceSection
@@ -138,6 +158,7 @@ SECTIONS = (
     "model",
     "input",
     "budgets",
+    "resources",
     "data",
     "pretrain",
     "trace",
@@ -170,11 +191,14 @@ def read_config(path: Path) -> RunConfig:
         if name not in raw:
             raise ConfigError(f"{path.name} has no table [{name}]: add it")
     tables = with_environment(raw, "")
+    resources = read_section(ResourcesSection, tables.get("resources", {}), "resources")
+    further = resources.made(path.absolute().parent)
     config = RunConfig(
         folder=path.absolute().parent,
         model=read_section(ModelSection, tables["model"], "model"),
         input=read_section(InputSection, tables["input"], "input"),
-        budgets=_budgets(tables["budgets"]),
+        budgets=_budgets(tables["budgets"], further),
+        resources=resources,
         data=read_section(DataSection, tables.get("data", {}), "data"),
         pretrain=_training(tables.get("pretrain", {}), "pretrain", FinetuneConfig.from_scratch()),
         trace=read_section(TraceSection, tables.get("trace", {}), "trace"),
@@ -188,11 +212,11 @@ def read_config(path: Path) -> RunConfig:
     return config
 
 
-def _budgets(table: object) -> Mapping[str, int | float | str]:
+def _budgets(table: object, further: Sequence[Resource]) -> Mapping[str, int | float | str]:
     """The budgets as written, read once already: a typing error should not wait for the training to end."""
     if not isinstance(table, Mapping) or not table:
         raise ConfigError('[budgets] is empty: write one such as macs = "50%"')
-    parse_budgets(dict(table), known_resources())
+    parse_budgets(dict(table), all_resources(further))
     return dict(table)
 
 

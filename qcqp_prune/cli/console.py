@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.status import Status
 
 from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.program.problem import Resource
 from qcqp_prune.report.budgets import feasible_ranges
 from qcqp_prune.report.terminal import ranges_table
 from qcqp_prune.solve.result import TracePoint, relative_gap
@@ -24,9 +25,9 @@ OUT = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 
 ERR = Console(stderr=True)
 
 
-def show_ranges(graph: ChannelGraph) -> None:
+def show_ranges(graph: ChannelGraph, resources: Sequence[Resource] = ()) -> None:
     """Print what budgets can be met, before anything is solved."""
-    OUT.print(ranges_table(feasible_ranges(graph)))
+    OUT.print(ranges_table(feasible_ranges(graph, resources)))
 
 
 def wrote(what: str, path: Path) -> None:

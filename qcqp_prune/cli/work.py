@@ -70,6 +70,7 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
             example_input(config.input.shape, config.input.dtype),
             budgets=config.budgets,
             importance=importance,
+            resources=config.resources.made(config.folder),
             solver=config.solver.name,
             ignored_layers=config.trace.ignored_layers,
             round_to=config.trace.round_to,
@@ -112,7 +113,8 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
         round_to=config.trace.round_to,
         min_keep=config.trace.min_keep,
     )
-    PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets)
+    resources = config.resources.made(config.folder)
+    PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets, resources=resources)
 
 
 def _options(config: RunConfig) -> SolveOptions:

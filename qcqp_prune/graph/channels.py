@@ -155,6 +155,25 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """A tensor of a forward pass that takes memory of its own; views and parameters are none.
+
+    Attributes:
+        name: the node that makes it, for readers.
+        size: bytes of one sample for each kept position of its axes.
+        axes: indices into ``ChannelGraph.axes`` of the dimensions that can shrink.
+        first: the step that makes it.
+        last: the last step that reads it or a view of it.
+    """
+
+    name: str
+    size: int
+    axes: tuple[int, ...]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Note:
     """Something the extractor wants the user to know: which node, and what was decided about it."""
 
@@ -177,6 +196,7 @@ class ChannelGraph:
         attributes: module attributes that surgery has to update.
         batch: samples in the example input; all counts are of one sample.
         notes: decisions of the extractor worth knowing.
+        activations: which tensors are alive when; empty in graphs of an older version.
         links: units that are kept exactly when a part of theirs is, over the flat unit index.
     """
 
@@ -190,6 +210,7 @@ class ChannelGraph:
     input_tree: str = ""
     attributes: tuple[Attribute, ...] = field(default=())
     notes: tuple[Note, ...] = field(default=())
+    activations: tuple[Activation, ...] = field(default=())
     links: Links = field(default_factory=Links.none)
 
     @cached_property
@@ -266,7 +287,10 @@ class ChannelGraph:
         digest.update(json.dumps(list(parts), sort_keys=True).encode())
         for ends in (self.links.wholes, self.links.parts):
             digest.update(ends.astype("<i8").tobytes())
-        for axis in self.axes:
+        # Axes of activations come last and say nothing new about who owns what.
+        named = [a for x in self.layers for a in (x.in_axis, x.out_axis)]
+        named += [a for t in self.tensors for a in t.axes if a is not None]
+        for axis in self.axes[: max(named, default=-1) + 1]:
             digest.update(axis.astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -285,6 +309,7 @@ class ChannelGraph:
             "input_tree": self.input_tree,
             "attributes": [asdict(a) for a in self.attributes],
             "notes": [asdict(n) for n in self.notes],
+            "activations": [asdict(a) for a in self.activations],
             "links": self.links.to_json(),
         }
 
@@ -312,6 +337,9 @@ class ChannelGraph:
                 input_tree=data["input_tree"],
                 attributes=tuple(_attribute(a) for a in data["attributes"]),
                 notes=tuple(Note(**n) for n in data["notes"]),
+                activations=tuple(
+                    Activation(**{**a, "axes": tuple(a["axes"])}) for a in data.get("activations", ())
+                ),
                 links=Links.from_json(data["links"]),
             )
             expected = data["fingerprint"]

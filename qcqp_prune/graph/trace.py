@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from qcqp_prune.graph.channels import Attribute, ChannelGraph, InputSpec, IntArr
 from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
+from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
 from qcqp_prune.graph.streams import keep_streams
@@ -74,7 +76,10 @@ def trace(
     for glob in limits.globs():
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
-    return _assemble(model, walk, layers, grouping, names, (inputs, tree))
+    axes = _AxisPool(grouping)
+    graph = _assemble(model, walk, layers, axes, names, (inputs, tree))
+    activations = find_activations(program, walk, axes.tracked)
+    return replace(graph, axes=tuple(axes.units), activations=activations)
 
 
 def _walk(
@@ -205,11 +210,10 @@ def _assemble(
     model: nn.Module,
     walk: Walk,
     named: list[NamedLayer],
-    grouping: Grouping,
+    axes: _AxisPool,
     names: Mapping[str, str],
     inputs: tuple[tuple[InputSpec, ...], str],
 ) -> ChannelGraph:
-    axes = _AxisPool(grouping)
     layers = [
         Layer(
             name=layer.name,
@@ -228,14 +232,14 @@ def _assemble(
     tensors = list(_tensors(model, walk, axes, names))
     return ChannelGraph(
         model=type(model).__name__,
-        groups=tuple(grouping.groups),
+        groups=tuple(axes.grouping.groups),
         axes=tuple(axes.units),
         layers=tuple(layers),
         tensors=tuple(tensors),
         inputs=inputs[0],
         batch=walk.batch,
         input_tree=inputs[1],
-        attributes=tuple(_attributes(walk, grouping)),
+        attributes=tuple(_attributes(walk, axes.grouping)),
         notes=tuple(dict.fromkeys(walk.notes)),
     )
 
@@ -245,11 +249,11 @@ class _AxisPool:
 
     def __init__(self, grouping: Grouping) -> None:
         self.units: list[IntArray] = []
-        self._grouping = grouping
+        self.grouping = grouping
         self._index: dict[bytes, int] = {}
 
     def index(self, labels: IntArray) -> int:
-        units = self._grouping.units(labels)
+        units = self.grouping.units(labels)
         key = units.tobytes()
         if key not in self._index:
             self._index[key] = len(self.units)
@@ -258,7 +262,7 @@ class _AxisPool:
 
     def tracked(self, labels: IntArray | None) -> int | None:
         """The axis of a dimension all of whose positions belong to units; None otherwise."""
-        if labels is None or (self._grouping.units(labels) < 0).any():
+        if labels is None or (self.grouping.units(labels) < 0).any():
             return None
         return self.index(labels)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -31,7 +31,8 @@ RESOURCE_ENTRY_POINTS = "qcqp_prune.resources"
 class Resource(Protocol):
     """Something that a network uses up, counted exactly.
 
-    A resource may also have ``measure(module, example_inputs) -> int``: an independent count on a real network.
+    A resource may also have ``measure(module, example_inputs) -> int``, an independent count on a real network, and
+    ``on_request = True``: then, where it is registered, it is only counted where a budget names it.
     """
 
     name: str
@@ -133,8 +134,8 @@ class PruningProblem:
                 f"no layer of {graph.model} can be pruned ({'; '.join(reasons) or 'it has no layer with a weight'}): "
                 "remove entries from ignored_layers, lower min_keep or round_to, or choose another model"
             )
-        known = {r.name: r for r in (*known_resources().values(), *resources)}
-        parsed = {b.resource: b for b in parse_budgets(budgets, known)}
+        parsed = {b.resource: b for b in parse_budgets(budgets, all_resources(resources))}
+        known = counted_resources(resources, parsed)
         counts = least_counts(graph)
         rows = []
         for name, resource in known.items():
@@ -174,6 +175,21 @@ def known_resources() -> dict[str, Resource]:
     points = sorted(entry_points(group=RESOURCE_ENTRY_POINTS), key=lambda point: point.name)
     loaded = [point.load()() for point in points]
     return {resource.name: resource for resource in loaded}
+
+
+def all_resources(further: Sequence[Resource] = ()) -> dict[str, Resource]:
+    """What a budget may name: the registered resources and further ones, which win where names are equal."""
+    return {r.name: r for r in (*known_resources().values(), *further)}
+
+
+def counted_resources(further: Sequence[Resource] = (), named: Iterable[str] = ()) -> dict[str, Resource]:
+    """What is counted: the above without what is registered for requests only, unless a budget names it."""
+    given, wanted = {r.name for r in further}, set(named)
+    return {
+        name: r
+        for name, r in all_resources(further).items()
+        if name in given or name in wanted or not getattr(r, "on_request", False)
+    }
 
 
 def least_counts(graph: ChannelGraph) -> list[int]:

@@ -13,7 +13,7 @@ from qcqp_prune.program.problem import (
     PruningProblem,
     Resource,
     allowed_counts,
-    known_resources,
+    counted_resources,
     least_counts,
 )
 
@@ -65,8 +65,7 @@ class BudgetLine:
 def feasible_ranges(graph: ChannelGraph, resources: Sequence[Resource] = ()) -> tuple[ResourceRange, ...]:
     """What selections of this graph can use at least and at most, for every known resource."""
     least, full = least_counts(graph), [g.width for g in graph.groups]
-    known = {r.name: r for r in (*known_resources().values(), *resources)}
-    forms = [(resource, resource.form(graph)) for resource in known.values()]
+    forms = [(resource, resource.form(graph)) for resource in counted_resources(resources).values()]
     return tuple(ResourceRange(r.name, r.unit, f.evaluate(least), f.evaluate(full)) for r, f in forms)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcqp_prune.graph.export import eval_mode, plain_attention
+from qcqp_prune.graph.export import eval_mode, export, plain_attention
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
 from qcqp_prune.graph.unknown import OutputBytes
 
@@ -33,6 +34,34 @@ def measured_memory(module: nn.Module, example_inputs: ExampleInputs) -> int:
         module(*args, **kwargs)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return weights + _per_sample(counter.total, batch_size((args, kwargs)))
+
+
+def measured_peak(module: nn.Module, example_inputs: ExampleInputs) -> int:
+    """The most bytes that tensors hold at once while the exported network runs, operator by operator, for one sample.
+
+    Each value is dropped after its last use. What counts is distinct storage, parameters and buffers left out.
+    """
+    call = as_call(example_inputs)
+    network = export(module, call).module()
+    assert isinstance(network, torch.fx.GraphModule)
+    runner, graph = torch.fx.Interpreter(network), network.graph
+    runner.args_iter = iter(pytree.tree_leaves(call))
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    place = {node: k for k, node in enumerate(graph.nodes)}
+    last = {node: max([k, *(place[user] for user in node.users)]) for node, k in place.items()}
+    peak = 0
+    with torch.no_grad():
+        for node, k in place.items():
+            if node.op == "call_module":  # a check of the inputs, which computes nothing
+                continue
+            runner.env[node] = runner.run_node(node)
+            tensors = [
+                t for t in pytree.tree_leaves(list(runner.env.values())) if isinstance(t, torch.Tensor)
+            ]
+            storages = {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}
+            peak = max(peak, sum(size for where, size in storages.items() if where not in own))
+            runner.env = {other: value for other, value in runner.env.items() if last[other] > k}
+    return _per_sample(peak, batch_size(call))
 
 
 def _per_sample(total: int, divisor: int) -> int:

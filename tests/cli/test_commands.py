@@ -355,3 +355,34 @@ def test_the_module_runs_as_a_program() -> None:
     with pytest.raises(SystemExit) as left:
         runpy.run_module("qcqp_prune", run_name="__main__", alter_sys=True)
     assert left.value.code in (0, 2)  # help, or a usage error for the arguments of the tests
+
+
+def test_latency_cycles_and_peak_memory_can_be_budgeted(run, net: Path, traced: Path, tmp_path: Path) -> None:
+    table, masks = tmp_path / "latency.json", tmp_path / "masks.json"
+    words = ("--input-shape", "1,1,8,8", "-o", table, "--points", "2", "--repeats", "1")
+    assert run("latency", f"{net}:Net", *words).code == 0
+    assert json.loads(table.read_text())["unit"] == "ns"
+    budgets = ("-b", "latency=100%", "-b", "cycles=60%", "-b", "peak_memory=80%")
+    solved = run("solve", traced, *budgets, "--latency-table", table, "--accelerator", "2x2", "-o", masks)
+    assert solved.code == 0, solved.err
+    usage = json.loads(masks.read_text())["usage"]
+    # 64 positions of 1 -> 6 -> 8 channels in blocks of two by two, and the classifier.
+    assert usage["cycles"]["dense"] == 64 * 1 * 3 + 64 * 3 * 4 + 4 * 5
+    # While the second activation is made, 8 maps of 64 floats and its own 8 are alive.
+    assert usage["peak_memory"]["dense"] == 4 * 64 * (8 + 8)
+    for name in ("latency", "cycles", "peak_memory"):
+        assert usage[name]["used"] <= usage[name]["limit"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--accelerator", "8"), "such as 8x8"),
+        (("--latency-table", "missing.json"), "qcqp-prune latency"),
+        ((), "unknown resource 'latency'"),
+    ],
+)
+def test_resources_that_cannot_be_made_are_refused(run, traced: Path, tmp_path: Path, words, message) -> None:
+    result = run("solve", traced, "-b", "latency=50%", "-o", tmp_path / "m.json", *words)
+    assert result.code == 2
+    assert message in result.err
