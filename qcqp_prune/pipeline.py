@@ -103,6 +103,7 @@ def prune(
     ignored_layers: Ignored = (),
     round_to: Amount = 1,
     min_keep: Amount = 1,
+    residual_streams: bool = False,
     resources: Sequence[Resource] = (),
     realisation: Realisation = "auto",
     time_limit: float | None = None,
@@ -122,6 +123,7 @@ def prune(
         ignored_layers: as for ``trace``.
         round_to: as for ``trace``.
         min_keep: as for ``trace``.
+        residual_streams: as for ``trace``.
         resources: further resources to budget and to measure.
         realisation: as for ``shrink_and_verify``.
         time_limit: as for ``solve``.
@@ -147,7 +149,12 @@ def prune(
         )
     with clock("trace"):
         graph = trace(
-            model, example_inputs, ignored_layers=ignored_layers, round_to=round_to, min_keep=min_keep
+            model,
+            example_inputs,
+            ignored_layers=ignored_layers,
+            round_to=round_to,
+            min_keep=min_keep,
+            residual_streams=residual_streams,
         )
     watch.traced(graph)
     with clock("score"):

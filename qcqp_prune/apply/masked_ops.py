@@ -361,6 +361,16 @@ def made_anew(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Val
     return Value(_run(target, args, kwargs))
 
 
+def indexed(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Positions are taken by number, and their masks with them."""
+    out, source = _run(target, args, kwargs), args[0]
+    if any(v.mask is not None for v in _values(args[1:])):
+        raise UnsupportedOpError(
+            "an index of which some entries are pruned: pass the layer in ignored_layers"
+        )
+    return Value(out) if source.mask is None else Value(out, _run(target, (source.mask, *args[1:]), kwargs))
+
+
 def item(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One of several outputs."""
     return operator.getitem(args[0], args[1])
@@ -448,6 +458,7 @@ RULES: dict[str, Rule] = {
     "aten::constant_pad_nd": constant_pad,
     **{f"aten::{kind}_pad{n}d": move for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "aten::glu": glu,
+    "aten::index": indexed,
     "aten::expand_as": expand_as,
     **{f"aten::{name}": pointwise for name in UNTAGGED},
     "getitem": item,

@@ -16,8 +16,11 @@ def measured_macs(module: nn.Module, example_inputs: ExampleInputs) -> int:
     """Multiply-adds of one sample; ``torch.utils.flop_counter`` counts two FLOPs for each."""
     args, kwargs = as_call(example_inputs)
     counter = FlopCounterMode(display=False)
+    # The counter watches gradients of what modules are given, and stumbles over a parameter that is handed on.
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    detached = {name: tensor.detach() for name, tensor in tensors.items()}
     with eval_mode(module), torch.no_grad(), plain_attention(), counter:
-        module(*args, **kwargs)
+        torch.func.functional_call(module, detached, args, kwargs)
     return _per_sample(counter.get_total_flops(), 2 * batch_size((args, kwargs)))
 
 

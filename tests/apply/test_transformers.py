@@ -99,12 +99,15 @@ def timm_model(name: str, **options: Any) -> nn.Module:
     return liven(importlib.import_module("timm").create_model(name, **options)).eval()
 
 
-TIMM = ["deit_tiny_distilled_patch16_224"]
-SLOW_TIMM = ["vit_tiny_patch16_224", "deit3_small_patch16_224"]
+TIMM = {"deit_tiny_distilled_patch16_224": 64}
+SLOW_TIMM = {"vit_tiny_patch16_224": 64, "deit3_small_patch16_224": 64, "swin_tiny_patch4_window7_224": 224}
 
 
-@pytest.mark.parametrize("name", [*TIMM, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_TIMM)])
-def test_vision_transformers_of_timm(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [*TIMM.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_TIMM.items())],
+)
+def test_vision_transformers_of_timm(name: str, side: int) -> None:
     """Number of heads and their width are attributes there, so the model's own classes come back."""
-    checked = half(timm_model(name, img_size=64), image(64))
+    checked = half(timm_model(name, img_size=side), image(side))
     assert checked.realisation == "modules"

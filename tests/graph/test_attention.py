@@ -231,6 +231,31 @@ def test_an_own_bias_for_each_head() -> None:
     assert torch.equal(dict(small.named_parameters())["table"], model.table[2:])
 
 
+def test_a_bias_table_that_is_looked_up() -> None:
+    """Swin: a table (9 offsets, 3 heads) is indexed to (5 x 5, 3), and its columns go with the heads."""
+
+    class Looked(Fused):
+        def __init__(self) -> None:
+            super().__init__("sdpa")
+            self.table = nn.Parameter(torch.zeros(2 * TOKENS - 1, HEADS))
+            places = torch.arange(TOKENS)
+            self.register_buffer("offsets", (places[:, None] - places + TOKENS - 1).flatten())
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, t, _ = x.shape
+            q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            bias = self.table[self.offsets].view(t, t, -1).permute(2, 0, 1).unsqueeze(0)
+            y = (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+            return self.proj(y.transpose(1, 2).reshape(n, t, -1))
+
+    model = liven(Looked())
+    graph = qp.trace(model, X)
+    assert widths(graph, free=True) == {"qkv": HEADS}
+    masks = keep(graph, qkv=[0, 2])
+    small, _ = prune_and_check(model, X, graph, masks)
+    assert torch.equal(dict(small.named_parameters())["table"], model.table[:, [0, 2]])
+
+
 def test_one_head_keeps_its_width() -> None:
     """(N, T, C) attention has no heads; the scale of sdpa is the width's, one that is written down may shrink."""
 

@@ -117,7 +117,7 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "order of channels": (lambda m, y: y.cumsum(1), "its order along channels matters"),
     "argmax": (lambda m, y: y * y.argmax(1, keepdim=True), "argmax"),
     "topk": (lambda m, y: y * y.topk(2, 1)[0].sum(1, keepdim=True), "its order along channels matters"),
-    "index": (lambda m, y: y[:, [7, 6, 5, 4, 3, 2, 1, 0]], "read by aten::index, which has no handler"),
+    "index": (lambda m, y: y[:, [7, 6, 5, 4, 3, 2, 1, 0]], "indexed by position"),
     "stepped slice": (lambda m, y: torch.cat([y[:, ::2], y[:, 1::2]], 1), "sliced with a step"),
     "one channel": (lambda m, y: y * y[:, 0][:, None], "indexed by position"),
     "fft": (lambda m, y: torch.fft.fft2(y).abs(), "_fft_c2c"),

@@ -12,6 +12,26 @@ from qcqp_prune.resources import Macs, Memory, Params
 from tests.networks import hooked_macs, keep, liven, prune_and_check, random_masks, uses, widths
 
 
+def test_a_parameter_that_is_handed_to_a_module() -> None:
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+            return self.map(torch.cat([token, x], 1))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.inner = nn.Parameter(torch.zeros(1, 1, 4)), Inner()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x, self.token.expand(x.shape[0], -1, -1))
+
+    assert Macs().measure(Outer(), torch.randn(2, 5, 4)) == 6 * 4 * 3
+
+
 def test_lenet_5_by_hand() -> None:
     model, x = LeNet5(), torch.randn(1, 1, 28, 28)
     graph = trace(model, x)

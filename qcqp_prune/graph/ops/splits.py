@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
+import torch
 from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes, Labels
@@ -103,6 +104,27 @@ def select(walk: Walk, node: Node) -> Axes:
     dim = int(walk.arg(node, "dim")) % len(axes)
     walk.table.freeze(axes[dim], "indexed by position")
     return axes[:dim] + axes[dim + 1 :]
+
+
+def index(walk: Walk, node: Node) -> Axes:
+    """``x[:, table]``: the dimensions that are indexed stay whole, all others pass (a bias table of attention)."""
+    source = walk.arg(node, "self")
+    indices = list(walk.arg(node, "indices"))
+    axes = list(walk.axes(source))
+    if any(isinstance(i, Node) and i.meta["val"].dtype == torch.bool for i in indices):
+        walk.freeze_inputs(node, "selected by a condition on values")
+        return [None] * node.meta["val"].ndim
+    chosen = [d for d, i in enumerate(indices) if i is not None]
+    for d in chosen:
+        walk.table.freeze(axes[d], "indexed by position")
+    for i in indices:
+        for labels in walk.axes(i) if isinstance(i, Node) else ():
+            walk.table.freeze(labels, "it says which positions are taken")
+    apart = chosen[-1] - chosen[0] >= len(chosen)  # then PyTorch puts what is indexed in front
+    rest = [labels for d, labels in enumerate(axes) if d not in chosen]
+    place = 0 if apart else chosen[0]
+    new: Axes = [None] * (len(walk.shape(node)) - len(rest))
+    return [*rest[:place], *new, *rest[place:]]
 
 
 def pad(walk: Walk, node: Node) -> Axes:
@@ -218,6 +240,7 @@ HANDLERS: dict[str, Handler] = {
     "aten::slice": slicing,
     "aten::narrow": narrow,
     "aten::select": select,
+    "aten::index": index,
     "aten::repeat": repeat,
     "aten::tile": repeat,
     "aten::expand": expand,
