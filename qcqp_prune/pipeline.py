@@ -16,6 +16,7 @@ from qcqp_prune.apply.shrink import Realisation, shrink_and_verify
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.graph.trace import Ignored, trace
@@ -104,6 +105,7 @@ def prune(
     round_to: Amount = 1,
     min_keep: Amount = 1,
     residual_streams: bool = False,
+    columns: Columns = False,
     resources: Sequence[Resource] = (),
     realisation: Realisation = "auto",
     time_limit: float | None = None,
@@ -124,6 +126,7 @@ def prune(
         round_to: as for ``trace``.
         min_keep: as for ``trace``.
         residual_streams: as for ``trace``.
+        columns: as for ``trace``.
         resources: further resources to budget and to measure.
         realisation: as for ``shrink_and_verify``.
         time_limit: as for ``solve``.
@@ -155,6 +158,7 @@ def prune(
             round_to=round_to,
             min_keep=min_keep,
             residual_streams=residual_streams,
+            columns=columns,
         )
     watch.traced(graph)
     with clock("score"):

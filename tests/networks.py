@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import masked
+from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.apply.shrink import shrink_and_verify
 from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
@@ -60,8 +61,26 @@ def random_masks(graph: ChannelGraph, seed: int, share: float | None = None) -> 
         flat[graph.units(g)] = kept
     if len(graph.links):
         stays = np.asarray([len(a) == 1 for a in allowed_counts(graph)])[graph.group_of_unit]
+        _suit_parts(graph, flat, stays, rng)
         flat = graph.links.closed(flat) | (flat & stays)
     return Masks.from_flat(graph, flat)
+
+
+def _suit_parts(graph: ChannelGraph, flat: BoolArray, stays: BoolArray, rng: np.random.Generator) -> None:
+    """Parts of removed wholes go, and a kept whole gets a part, so that the counts of wholes stay as drawn."""
+    links = graph.links
+    for level in reversed(links.levels or ()):
+        gone = links.parts[level][~flat[links.wholes[level]]]
+        flat[gone[~stays[gone]]] = False
+        for whole in np.unique(links.wholes[level]).tolist():
+            parts = links.parts[links.wholes == whole]
+            if flat[whole] and not stays[whole] and not flat[parts].any():
+                flat[rng.choice(parts)] = True
+    for layer in graph.layers:  # and every layer keeps a column
+        columns = graph.axes[layer.made_axis]
+        if layer.columns is not None and not flat[columns].any():
+            filters = np.repeat(graph.axes[layer.out_axis], len(columns) // len(graph.axes[layer.out_axis]))
+            flat[rng.choice(columns[flat[filters]] if flat[filters].any() else columns)] = True
 
 
 def all_kept(graph: ChannelGraph) -> Masks:
@@ -99,6 +118,11 @@ def uses(graph: ChannelGraph, masks: Masks | None = None) -> dict[str, int]:
 def entries_kept(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray:
     """Which entries of a tensor stay, in its shape."""
     out = np.ones(spec.shape, np.bool_)
+    if spec.columns is not None:
+        units = graph.axes[spec.columns].reshape(spec.shape[0], -1)
+        for j, a, b in np.ndindex(spec.shape[0], *spec.shape[2:]):
+            own = units[j]
+            out[j, :, a, b] = flat[own[0] if len(own) == 1 else own[a * spec.shape[3] + b]]
     for dim, axis in enumerate(spec.axes):
         if axis is None:
             continue
@@ -174,10 +198,14 @@ def hooked_macs(model: nn.Module, inputs: Any) -> int:
         else:
             total += args[0].numel() * module.weight[0].numel()
 
+    def count_columns(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        total += out.numel() // module.out_channels * module.weight.numel()
+
     hooks = [
-        m.register_forward_hook(count)
+        m.register_forward_hook(count_columns if isinstance(m, ShapeConv2d) else count)
         for m in model.modules()
-        if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)
+        if isinstance(m, nn.modules.conv._ConvNd | nn.Linear | ShapeConv2d)
     ]
     run_args = inputs if isinstance(inputs, tuple) else (inputs,)
     training = model.training
@@ -218,7 +246,10 @@ def assert_slices(model: nn.Module, small: nn.Module, graph: ChannelGraph, masks
     for spec in graph.tensors:
         if spec.name not in new:  # a rewritten graph module has no entry for what it does not use
             continue
-        part = old[spec.name][torch.from_numpy(entries_kept(graph, spec, flat))]
+        kept = torch.from_numpy(entries_kept(graph, spec, flat))
+        part = old[spec.name][kept]
+        if spec.columns is not None and new[spec.name].ndim == 2:  # stored by kernel position, filter, input
+            part = old[spec.name].permute(2, 3, 0, 1)[kept.permute(2, 3, 0, 1)]
         assert torch.equal(new[spec.name].flatten(), part.flatten()), spec.name
         assert new[spec.name].requires_grad == old[spec.name].requires_grad
 

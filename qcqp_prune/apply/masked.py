@@ -54,6 +54,14 @@ class MaskedNetwork:
         self._model = model
         self._canonical = canonical_names(model)
         self._masks = {spec.name: tensor_mask(graph, spec, flat) for spec in graph.tensors}
+        # A filter without a column is still a channel: it gives its bias. So columns are zeroed, not masked.
+        self._kernels = {
+            spec.name: torch.from_numpy(graph.kernel_mask(spec, flat).copy()).reshape(
+                spec.shape[0], 1, *spec.shape[2:]
+            )
+            for spec in graph.tensors
+            if spec.columns is not None
+        }
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with everything that is removed held at zero."""
@@ -120,10 +128,13 @@ class MaskedNetwork:
         tensor = _attribute(module, target)
         if not isinstance(tensor, Tensor):
             return tensor
-        mask = self._masks.get(self._canonical.get(target, ""))
+        name = self._canonical.get(target, "")
+        mask, kernel = self._masks.get(name), self._kernels.get(name)
         tensor = tensor.detach()
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
+        if kernel is not None:
+            tensor = tensor * kernel.to(tensor.device)
         if mask is None:
             return Value(tensor.clone())
         mask = mask.to(tensor.device)

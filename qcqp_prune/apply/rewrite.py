@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module
 from qcqp_prune.apply.masked_ops import Value
+from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import export
@@ -30,6 +31,8 @@ _LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::g
 Kept = list[BoolArray]
 """For each dimension of a tensor which positions are kept."""
 
+_KEEPS_LAYOUT = "qcqp_prune.keeps_layout"
+
 REALISATION_KEY = "qcqp_prune.rewritten"
 """Set in the ``meta`` of what is returned, to tell it from a user's own graph module."""
 
@@ -40,6 +43,7 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
     "aten::feature_dropout": (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
     "aten::alpha_dropout": (nn.AlphaDropout,),
     "aten::feature_alpha_dropout": (nn.FeatureAlphaDropout,),
+    "aten::conv2d": (ShapeConv2d,),
 }
 
 
@@ -48,7 +52,7 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
 
     Args:
         model: the traced module, unchanged.
-        small: a copy after surgery; its parameters and its batch norm and dropout modules are taken over.
+        small: a copy after surgery; its parameters and its batch norm, dropout and column modules are taken over.
         graph: the channel graph.
         flat: ``(unit_count,) bool``.
 
@@ -105,7 +109,7 @@ def _kept(value: Any) -> Any:
 
 
 def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], kept: dict[Node, Any]) -> bool:
-    """Batch norm and dropout become their modules again, so that training mode works."""
+    """Batch norm and dropout become their modules again, so that training mode works; columns need their own."""
     kinds = _MODULES.get(op_name(node), ())
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     path = str(list(stack.values())[-1][0]).split("@")[0]
@@ -114,7 +118,7 @@ def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], k
     module.add_submodule(path, modules[path])
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, (node.args[0],))
-    call.meta = dict(node.meta)
+    call.meta = {**node.meta, _KEEPS_LAYOUT: not isinstance(modules[path], ShapeConv2d)}
     kept[call] = kept.pop(node)
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
@@ -282,8 +286,8 @@ def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
 
 
 def _keeps_layout(node: Node) -> bool:
-    if node.op == "call_module":  # only norms and dropout become modules again
-        return True
+    if node.op == "call_module":
+        return bool(node.meta[_KEEPS_LAYOUT])
     name = op_name(node)
     return node.op == "call_function" and (name in _LAYOUT_KEPT or is_pointwise(node))
 

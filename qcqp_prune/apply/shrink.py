@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qcqp_prune.apply.rewrite import rewritten
+from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.apply.surgery import check_masks, copied, cut
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.apply.verify import TOLERANCE, Oracle, check_counts
@@ -114,6 +115,7 @@ def _verified(
         realisation,
         note,
         oracle.input_dependence,
+        tuple(path for path, module in small.named_modules() if isinstance(module, ShapeConv2d)),
     )
     if checked.caution:
         logger.warning("%s: %s", graph.model, checked.caution)

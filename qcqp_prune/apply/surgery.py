@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
 
@@ -19,8 +20,8 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
     """Refuse masks that no smaller network realises.
 
     Raises:
-        MaskMismatchError: a frozen unit is removed, tied groups keep different counts, or a layer loses all its
-            inputs or outputs.
+        MaskMismatchError: a frozen unit is removed, tied groups keep different counts, a layer loses all its
+            inputs, outputs or kernel columns, or a unit is kept without its whole.
     """
     counts = np.bincount(graph.group_of_unit[flat], minlength=len(graph.groups))
     ties: dict[str, int] = {}
@@ -35,9 +36,19 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
                 "equal: take masks from solve()"
             )
     for layer in graph.layers:
-        for side, axis in (("inputs", layer.in_axis), ("outputs", layer.out_axis)):
+        for side, axis in (
+            ("inputs", layer.in_axis),
+            ("outputs", layer.out_axis),
+            ("kernel columns", layer.made_axis),
+        ):
             if not flat[graph.axes[axis]].any():
                 raise MaskMismatchError(f"the masks remove all {side} of {layer.name}: keep at least one")
+    orphans = flat[graph.links.parts] & ~flat[graph.links.wholes]
+    if orphans.any():
+        group = graph.groups[graph.group_of_unit[graph.links.parts[orphans][0]]]
+        raise MaskMismatchError(
+            f"the masks keep a unit of {group.id} that belongs to one they remove: take masks from solve()"
+        )
 
 
 def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
@@ -65,10 +76,42 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
         _replace(model, spec, tensors[spec.name], pieces[spec.name])
     for attribute in graph.attributes:
         _set_attribute(model, attribute, flat)
+    for spec in graph.tensors:
+        kernel = sparse_kernel(graph, spec, flat)
+        if kernel is not None:
+            _put_shape_conv(model, spec, kernel)
+
+
+def sparse_kernel(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray | None:
+    """Which columns each kept filter has, ``(kept filters, kernel positions)``; None where all have all."""
+    if spec.columns is None:
+        return None
+    kernel = graph.kernel_mask(spec, flat)
+    kernel = kernel if spec.axes[0] is None else kernel[flat[graph.axes[spec.axes[0]]]]
+    return None if kernel.all() else kernel
+
+
+def _put_shape_conv(model: nn.Module, spec: TensorSpec, kernel: BoolArray) -> None:
+    """Replace a convolution, whose weight and attributes are cut already, by one that has columns only."""
+    path = spec.name.rpartition(".")[0]
+    conv = model.get_submodule(path)
+    if not isinstance(conv, nn.Conv2d):
+        raise MaskMismatchError(
+            f"{path} is a {type(conv).__name__}, whose kernel columns cannot be cut: shrink the model that was traced"
+        )
+    weight = cast(nn.Parameter, conv.weight)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, ShapeConv2d(conv, weight, kernel))
 
 
 def kept_part(graph: ChannelGraph, spec: TensorSpec, tensor: Tensor, flat: BoolArray) -> Tensor:
-    """The kept entries of a tensor, a copy where anything goes."""
+    """The kept entries of a tensor, a copy where anything goes.
+
+    A weight that loses kernel columns becomes a matrix, a row for each column, as ``ShapeConv2d`` stores it.
+    """
+    kernel = sparse_kernel(graph, spec, flat)
+    if kernel is not None:
+        return _kept_columns(graph, spec, tensor, flat)
     kept = [None if axis is None else flat[graph.axes[axis]] for axis in spec.axes]
     if all(k is None or k.all() for k in kept):
         return tensor
@@ -80,6 +123,15 @@ def kept_part(graph: ChannelGraph, spec: TensorSpec, tensor: Tensor, flat: BoolA
             index = torch.from_numpy(np.flatnonzero(k)).to(tensor.device)
             tensor = tensor.index_select(dim, index)
     return tensor.contiguous()
+
+
+def _kept_columns(graph: ChannelGraph, spec: TensorSpec, tensor: Tensor, flat: BoolArray) -> Tensor:
+    rows = torch.from_numpy(column_index(graph.kernel_mask(spec, flat))).to(tensor.device)
+    matrix = tensor.flatten(2).permute(2, 0, 1).reshape(-1, spec.shape[1]).index_select(0, rows)
+    if spec.axes[1] is not None:
+        ins = torch.from_numpy(np.flatnonzero(flat[graph.axes[spec.axes[1]]])).to(tensor.device)
+        matrix = matrix.index_select(1, ins)
+    return matrix.contiguous()
 
 
 def _kept_segments(spec: TensorSpec, tensor: Tensor, kept: list[BoolArray | None]) -> Tensor:

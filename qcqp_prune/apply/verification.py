@@ -35,6 +35,7 @@ class Verification:
         note: why the realisation is not the modules.
         input_dependence: how much the masked network's outputs vary between two random inputs, relative to the
             largest output; None where it was not measured. Close to 0, equal outputs prove little.
+        column_layers: paths of convolutions that are ``ShapeConv2d`` now, because some of their kernel columns went.
     """
 
     counts: tuple[Count, ...]
@@ -44,6 +45,7 @@ class Verification:
     realisation: str = "modules"
     note: str = field(default="")
     input_dependence: float | None = None
+    column_layers: tuple[str, ...] = ()
 
     @property
     def caution(self) -> str:
@@ -68,6 +70,10 @@ class Verification:
         """
         try:
             plain = {key: value for key, value in data.items() if key != "caution"}
-            return cls(**{**plain, "counts": tuple(Count(**count) for count in data["counts"])})
+            lists = {
+                "counts": tuple(Count(**count) for count in data["counts"]),
+                "column_layers": tuple(data.get("column_layers", ())),
+            }
+            return cls(**{**plain, **lists})
         except (KeyError, TypeError) as error:
             raise PlanError(f"not the record of a verification ({error!r}): shrink again") from error

@@ -68,6 +68,12 @@ def trace(
         list[str] | None,
         typer.Option(help="Least kept channels of a layer: 4, a share 0.1, or LAYER_GLOB=4. May repeat."),
     ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layer name or glob whose kernel columns may go one by one; '*' for all. May repeat."
+        ),
+    ] = None,
 ) -> None:
     """Find what can be removed from a network, score it, and write both to files that need no torch."""
     from qcqp_prune.cli.loading import build_model, example_input, make_importance
@@ -90,6 +96,7 @@ def trace(
         ignored_layers=ignore or (),
         round_to=parse_amount("--round-to", round_to or []),
         min_keep=parse_amount("--min-keep", min_keep or []),
+        columns=(True if "*" in columns else columns) if columns else False,
     )
     objective = make_importance(*scored)(network, graph)
     show_ranges(graph)

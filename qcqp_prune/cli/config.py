@@ -51,6 +51,7 @@ class TraceSection:
     ignored_layers: tuple[str, ...] = ()
     round_to: int | Mapping[str, int] = 1
     min_keep: int | float | Mapping[str, int | float] = 1
+    columns: bool | tuple[str, ...] = False
 
 
 @dataclass(frozen=True)

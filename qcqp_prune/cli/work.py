@@ -75,6 +75,7 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
             ignored_layers=config.trace.ignored_layers,
             round_to=config.trace.round_to,
             min_keep=config.trace.min_keep,
+            columns=config.trace.columns,
             realisation=config.shrink.realisation,
             options=options,
             recovery=recovery,
@@ -112,6 +113,7 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
         ignored_layers=config.trace.ignored_layers,
         round_to=config.trace.round_to,
         min_keep=config.trace.min_keep,
+        columns=config.trace.columns,
     )
     resources = config.resources.made(config.folder)
     PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets, resources=resources)

@@ -29,7 +29,7 @@ from qcqp_prune.graph.links import CountLink, Links
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,14 @@ class Layer:
         in_axis, out_axis: indices into ``ChannelGraph.axes``.
         segments: groups of a grouped convolution; both axes fall into this many equal runs, and run ``k`` of the
             input meets run ``k`` of the output only. 1 for a dense layer.
-        macs_per_pair: multiply-adds of one sample for each kept (input, output) pair of positions.
+        macs_per_pair: multiply-adds of one sample for each kept (input, output) pair of positions; where the layer has
+            columns, for each kept (input, column) pair.
         out_elements: output elements of one sample for each kept output position.
         itemsize: bytes of one output element.
         rows: first and last-but-one row of the weight where the call uses some of them only (packed projections of
             queries, keys and values); None for all.
+        columns: axis of the kernel columns, equally many for each filter, filter after filter. None where a filter is
+            kept or removed with its output channel.
     """
 
     name: str
@@ -91,6 +94,12 @@ class Layer:
     out_elements: int
     itemsize: int
     rows: tuple[int, int] | None = None
+    columns: int | None = None
+
+    @property
+    def made_axis(self) -> int:
+        """The axis whose kept positions each meet every kept input: of the columns where there are some."""
+        return self.out_axis if self.columns is None else self.columns
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,9 @@ class TensorSpec:
         axes: for each dimension an index into ``ChannelGraph.axes``, or None where nothing can be removed.
         segments: where larger than 1 (a grouped convolution's weight), dimension 1 is local to the segment of
             dimension 0 in which it stands: its axis has ``segments * shape[1]`` positions.
+        columns: of a convolution's weight whose kernel columns are units: their axis of ``shape[0] * m`` positions,
+            filter after filter, each for ``prod(shape[2:]) / m`` positions of the kernel. An entry is then kept where
+            its input channel and its column are; ``axes[0]`` says which filters exist.
     """
 
     name: str
@@ -115,6 +127,7 @@ class TensorSpec:
     itemsize: int
     axes: tuple[int | None, ...]
     segments: int = 1
+    columns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -261,6 +274,17 @@ class ChannelGraph:
         size = len(self.axes[axis]) // count
         return [slice(k * size, (k + 1) * size) for k in range(count)]
 
+    def kernel_mask(self, tensor: TensorSpec, flat: BoolArray) -> BoolArray:
+        """Which kernel positions of each filter of a weight with columns are kept, ``(filters, positions)``.
+
+        Args:
+            tensor: one with ``columns``.
+            flat: ``(unit_count,) bool``.
+        """
+        assert tensor.columns is not None
+        kept = flat[self.axes[tensor.columns]].reshape(tensor.shape[0], -1)
+        return np.broadcast_to(kept, (tensor.shape[0], math.prod(tensor.shape[2:])))
+
     def is_depthwise(self, layer: Layer) -> bool:
         """Whether each segment of a grouped layer belongs to one unit, so that its cost is linear in the count."""
         if layer.segments == 1:
@@ -288,7 +312,7 @@ class ChannelGraph:
         for ends in (self.links.wholes, self.links.parts):
             digest.update(ends.astype("<i8").tobytes())
         # Axes of activations come last and say nothing new about who owns what.
-        named = [a for x in self.layers for a in (x.in_axis, x.out_axis)]
+        named = [a for x in self.layers for a in (x.in_axis, x.out_axis, x.made_axis)]
         named += [a for t in self.tensors for a in t.axes if a is not None]
         for axis in self.axes[: max(named, default=-1) + 1]:
             digest.update(axis.astype("<i8").tobytes())

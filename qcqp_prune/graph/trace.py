@@ -15,6 +15,7 @@ from torch.fx import Node
 from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.channels import Attribute, ChannelGraph, InputSpec, IntArray, Layer, TensorSpec
+from qcqp_prune.graph.columns import Columns, column_units, read_globs, with_columns
 from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
@@ -38,6 +39,7 @@ def trace(
     round_to: Amount = 1,
     min_keep: Amount = 1,
     residual_streams: bool = False,
+    columns: Columns = False,
     handlers: Mapping[str, Handler] | None = None,
 ) -> ChannelGraph:
     """Find which channels of a network live and die together, and what each costs.
@@ -54,6 +56,8 @@ def trace(
             Where a layer's channels fall into several groups it is asked of each in proportion, rounded up.
         residual_streams: whether the width of a transformer (what its blocks read and add to) may shrink as well as
             its heads and its feed-forward layers. Residual streams of convolutional networks always may.
+        columns: convolutions whose kernel columns are units too: True for all that can have them, or names or globs.
+            A filter is then kept exactly when at least one of its columns is. Notes say which layers have none.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
 
     Raises:
@@ -61,7 +65,7 @@ def trace(
         UnknownLayerError: an ignored layer or a glob matches nothing.
         InvalidOptionError: an option has a value outside its domain.
     """
-    limits = Limits(round_to, min_keep)
+    limits, split = Limits(round_to, min_keep), read_globs(columns)
     call = as_call(example_inputs)
     inputs, tree = describe(call)
     program = export(model, call)
@@ -72,14 +76,25 @@ def trace(
     layers = _named_layers(walk, names)
     if not residual_streams:
         keep_streams(walk)
-    _ignore(walk, model, ignored_layers, layers)
-    for glob in limits.globs():
+    ignored = _ignore(walk, model, ignored_layers, layers)
+    for glob in (*limits.globs(), *filter(None, split)):
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
     axes = _AxisPool(grouping)
     graph = _assemble(model, walk, layers, axes, names, (inputs, tree))
     activations = find_activations(program, walk, axes.tracked)
-    return replace(graph, axes=tuple(axes.units), activations=activations)
+    graph = replace(graph, axes=tuple(axes.units), activations=activations)
+    wanted = {k: layers[k].name in ignored for k in _asked(walk, layers, split)}
+    return with_columns(graph, column_units(walk, model, layers, grouping, wanted))
+
+
+def _asked(walk: Walk, layers: list[NamedLayer], globs: tuple[str, ...]) -> list[int]:
+    """Layers that the globs of an option mean; where they mean all, convolutions."""
+    return [
+        k
+        for k, layer in enumerate(layers)
+        if any(matches(layer.name, g) if g else walk.layers[k].op.startswith("conv") for g in globs)
+    ]
 
 
 def _walk(
@@ -154,7 +169,9 @@ def _owner(parameter: str) -> str:
     return module.partition(".parametrizations.")[0]
 
 
-def _ignore(walk: Walk, model: nn.Module, ignored: Ignored, layers: list[NamedLayer]) -> None:
+def _ignore(walk: Walk, model: nn.Module, ignored: Ignored, layers: list[NamedLayer]) -> set[str]:
+    """Freeze the outputs of layers that are to be left alone; their names."""
+    found: set[str] = set()
     if isinstance(ignored, str | nn.Module):
         ignored = [ignored]
     chosen = list(ignored) if isinstance(ignored, Iterable) else [ignored]
@@ -170,6 +187,8 @@ def _ignore(walk: Walk, model: nn.Module, ignored: Ignored, layers: list[NamedLa
             if matches(layer.name, pattern):
                 why = f"in ignored_layers ({pattern})" if pattern else "in ignored_layers"
                 walk.table.freeze(layer.out_labels, why)
+                found.add(layer.name)
+    return found
 
 
 def _pattern(model: nn.Module, module: nn.Module, layers: list[str]) -> str:

@@ -38,17 +38,29 @@ def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Ten
     return {layer.weight: tensors[layer.weight].detach() for layer in graph.layers if layer.weight}
 
 
-def pair_scores(layer: Layer, entries: torch.Tensor) -> FloatArray:
-    """Scores of kernel entries summed over the kernel.
+def columns_of(graph: ChannelGraph, layer: Layer) -> int:
+    """How many columns a filter of the layer has; 1 where it has none of its own."""
+    return len(graph.axes[layer.made_axis]) // len(graph.axes[layer.out_axis])
+
+
+def pair_scores(layer: Layer, entries: torch.Tensor, columns: int = 1) -> FloatArray:
+    """Scores of kernel entries summed over the kernel, or over the part of it that each column has.
 
     Args:
         layer: the layer whose weight the entries belong to.
-        entries: in the shape of the whole weight; only the layer's own rows count.
+        entries: in the shape of the whole weight, of which only the layer's own rows count, or summed over parts of the
+            kernel already.
+        columns: of each filter, from ``columns_of``.
 
     Returns:
-        ``(segments, outputs of a segment, inputs of a segment) float64``.
+        ``(segments, outputs of a segment, inputs of a segment) float64``; for a layer with columns these are its
+        outputs, filter after filter.
     """
     entries = own_rows(layer, entries)
+    if columns > 1:
+        parts = entries.double().reshape(*entries.shape[:2], columns, -1).sum(-1)
+        by_column = parts.transpose(1, 2).reshape(1, -1, entries.shape[1])
+        return np.ascontiguousarray(by_column.cpu().numpy())
     matrix = entries.double().reshape(entries.shape[0], entries.shape[1], -1).sum(-1)
     if "transpose" in layer.op:
         rows = matrix.reshape(layer.segments, -1, matrix.shape[1]).transpose(1, 2)
@@ -67,7 +79,8 @@ def pairwise_form(
 ) -> PairwiseForm:
     """The objective ``sum_l <I_l, A_l>`` of per-layer scores.
 
-    A pair of one unit with itself (depthwise) gives a linear term.
+    A pair of one unit with itself (depthwise) gives a linear term. Where a layer has columns, they stand for its
+    outputs: ``A_l = r_{l-1} (x) q_l``.
 
     Args:
         graph: the channel graph.
@@ -75,7 +88,7 @@ def pairwise_form(
         unit: unit of the scores, for reports.
 
     References:
-        Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), eq. 2.
+        Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), eq. 2 and 3.
     """
     unary = np.zeros(graph.unit_count)
     terms: list[PairTerm] = []
@@ -83,7 +96,7 @@ def pairwise_form(
         if layer.name not in scores:
             continue
         score = scores[layer.name]
-        outs = graph.axes[layer.out_axis].reshape(layer.segments, -1)
+        outs = graph.axes[layer.made_axis].reshape(layer.segments, -1)
         ins = graph.axes[layer.in_axis].reshape(layer.segments, -1)
         if graph.is_depthwise(layer):
             np.add.at(unary, outs[:, 0], score.sum((1, 2)))

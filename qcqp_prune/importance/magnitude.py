@@ -11,7 +11,14 @@ from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.importance.layerwise import add_vector, own_rows, pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.importance.layerwise import (
+    add_vector,
+    columns_of,
+    own_rows,
+    pair_scores,
+    pairwise_form,
+    weight_tensors,
+)
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
@@ -27,6 +34,10 @@ class Magnitude:
     * ``paper``: ``S = sum_k |W[o, i, k]| / ||W||_2``;
     * ``authors``: ``S = K / ||K||_2`` with ``K[o, i] = sum_k |W[o, i, k]|``, as their published code does;
     * ``l2``: ``S = N / ||N||_2`` with ``N[o, i] = sqrt(sum_k W[o, i, k]^2)``, so ``||N||_2 = ||W||_2``.
+
+    Where kernel columns are units, S has an entry for each input i and column (o, a, b), summed over the kernel
+    positions of that column only (usually one) and scaled by the same norm. A filter with all of its columns is then
+    worth what it is without them, but for ``l2``: roots of squares do not add up.
 
     A layer whose weight is wholly zero scores zero.
 
@@ -52,14 +63,15 @@ class Magnitude:
         for layer in graph.layers:
             if layer.weight:
                 weight = weights[layer.weight].double()
+                columns = columns_of(graph, layer)
                 if self.variant == "l2":
-                    score = np.sqrt(pair_scores(layer, weight.square()))
+                    score = np.sqrt(pair_scores(layer, weight.square(), columns))
                 else:
-                    score = pair_scores(layer, weight.abs())
+                    score = pair_scores(layer, weight.abs(), columns)
                 norm = (
-                    float(torch.linalg.vector_norm(own_rows(layer, weight)))
-                    if self.variant == "paper"
-                    else np.linalg.norm(score)
+                    float(np.linalg.norm(pair_scores(layer, weight.abs())))
+                    if self.variant == "authors"
+                    else float(torch.linalg.vector_norm(own_rows(layer, weight)))
                 )
                 scores[layer.name] = score / norm if norm > 0 else score
         return pairwise_form(graph, scores)

@@ -13,7 +13,7 @@ from torch import nn
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.export import eval_mode
-from qcqp_prune.importance.layerwise import pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.importance.layerwise import columns_of, pair_scores, pairwise_form, weight_tensors
 from qcqp_prune.program.forms import PairwiseForm
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -22,6 +22,8 @@ Loss = Callable[[Any, Any], torch.Tensor]
 @dataclass(frozen=True, eq=False)
 class Taylor:
     """``S[o, i] = mean over batches of |sum_k W[o, i, k] dL/dW[o, i, k]|``, for each pair of units.
+
+    Where kernel columns are units the sum is over the kernel positions of one column, usually a single one.
 
     Gradients are taken in eval mode, so batch norms use their running statistics; the model's own gradients and
     modes are left as they were.
@@ -57,7 +59,11 @@ class Taylor:
             )
         weights = [parameters[n] for n in names]
         loss = self.loss or nn.functional.cross_entropy
-        totals = [torch.zeros(p.shape[:2], dtype=torch.float64, device=p.device) for p in weights]
+        parts = {x.weight: columns_of(graph, x) for x in graph.layers if x.weight}
+        shapes = [(*p.shape[:2], parts[n]) for n, p in zip(names, weights, strict=True)]
+        totals = [
+            torch.zeros(s, dtype=torch.float64, device=p.device) for s, p in zip(shapes, weights, strict=True)
+        ]
         count = 0
         with eval_mode(model), torch.enable_grad():
             for batch in self.batches:
@@ -66,9 +72,7 @@ class Taylor:
                 gradients = torch.autograd.grad(value, weights, allow_unused=True)
                 for total, weight, gradient in zip(totals, weights, gradients, strict=True):
                     if gradient is not None:
-                        product = (weight.detach().double() * gradient.double()).reshape(
-                            *weight.shape[:2], -1
-                        )
+                        product = (weight.detach().double() * gradient.double()).reshape(*total.shape, -1)
                         total += product.sum(-1).abs()
                 count += 1
         if count == 0:
@@ -84,7 +88,9 @@ class Taylor:
         calls = Counter((layer.weight, layer.rows) for layer in graph.layers)
         # The gradient of a weight that is used several times is of all its uses together: each gets its share.
         scores = {
-            x.name: pair_scores(x, mean[x.weight]) / calls[x.weight, x.rows] for x in graph.layers if x.weight
+            x.name: pair_scores(x, mean[x.weight], parts[x.weight]) / calls[x.weight, x.rows]
+            for x in graph.layers
+            if x.weight
         }
         return pairwise_form(graph, scores, unit="loss")
 

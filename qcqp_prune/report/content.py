@@ -165,5 +165,9 @@ def _budget(entry: Mapping[str, Any]) -> BudgetLine:
 
 
 def _layer(entry: Mapping[str, Any]) -> LayerRow:
-    pairs = {key: (int(entry[key][0]), int(entry[key][1])) for key in ("inputs", "outputs", "macs", "params")}
+    pairs: dict[str, Any] = {
+        key: (int(entry[key][0]), int(entry[key][1])) for key in ("inputs", "outputs", "macs", "params")
+    }
+    columns = entry.get("columns")
+    pairs["columns"] = None if columns is None else (int(columns[0]), int(columns[1]))
     return LayerRow(**{**entry, **pairs})

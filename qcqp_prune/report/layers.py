@@ -21,7 +21,8 @@ class LayerRow:
         inputs, outputs: channels or features.
         macs: multiply-adds of one sample.
         params: elements of weight and bias; zero where another row has counted the same tensor.
-        why_not: why no output was removed, None where some were.
+        why_not: why no output was removed, None where some were, or some of its kernel columns.
+        columns: kernel columns, or filters, that are units of their own; None where the layer has none.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LayerRow:
     macs: tuple[int, int]
     params: tuple[int, int]
     why_not: str | None
+    columns: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ def other_parameters(graph: ChannelGraph, flat: BoolArray) -> OtherParameters:
 
 def kept_elements(graph: ChannelGraph, tensor: TensorSpec, flat: BoolArray) -> int:
     """Elements of a tensor after cutting."""
+    if tensor.columns is not None:
+        inputs = tensor.shape[1] if tensor.axes[1] is None else int(flat[graph.axes[tensor.axes[1]]].sum())
+        return inputs * int(graph.kernel_mask(tensor, flat).sum())
     kept = [
         np.ones(size, np.bool_) if axis is None else flat[graph.axes[axis]]
         for size, axis in zip(tensor.shape, tensor.axes, strict=True)
@@ -93,6 +98,7 @@ def _owners(graph: ChannelGraph) -> dict[str, str]:
 
 def _row(graph: ChannelGraph, layer: Layer, flat: BoolArray, owners: dict[str, str]) -> LayerRow:
     ins, outs = flat[graph.axes[layer.in_axis]], flat[graph.axes[layer.out_axis]]
+    made = flat[graph.axes[layer.made_axis]]
     mine = [t for t in graph.tensors if owners.get(t.name) == layer.name]
     outputs = (len(outs), int(outs.sum()))
     return LayerRow(
@@ -100,13 +106,16 @@ def _row(graph: ChannelGraph, layer: Layer, flat: BoolArray, owners: dict[str, s
         op=layer.op,
         inputs=(len(ins), int(ins.sum())),
         outputs=outputs,
-        macs=(_macs(layer, np.ones_like(ins), np.ones_like(outs)), _macs(layer, ins, outs)),
+        macs=(_macs(layer, np.ones_like(ins), np.ones_like(made)), _macs(layer, ins, made)),
         params=(sum(math.prod(t.shape) for t in mine), sum(kept_elements(graph, t, flat) for t in mine)),
-        why_not=None if outputs[0] > outputs[1] else graph.why_not_pruned(layer) or KEPT_BY_CHOICE,
+        why_not=None
+        if not made.all() or outputs[0] > outputs[1]
+        else graph.why_not_pruned(layer) or KEPT_BY_CHOICE,
+        columns=None if layer.columns is None else (len(made), int(made.sum())),
     )
 
 
-def _macs(layer: Layer, ins: BoolArray, outs: BoolArray) -> int:
+def _macs(layer: Layer, ins: BoolArray, made: BoolArray) -> int:
     """Run ``k`` of a grouped layer's input meets run ``k`` of its output only."""
-    pairs = ins.reshape(layer.segments, -1).sum(1) * outs.reshape(layer.segments, -1).sum(1)
+    pairs = ins.reshape(layer.segments, -1).sum(1) * made.reshape(layer.segments, -1).sum(1)
     return layer.macs_per_pair * int(pairs.sum())

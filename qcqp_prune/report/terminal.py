@@ -82,17 +82,22 @@ def _layers(
     reasons: dict[str, int],
     write: Callable[[int], str],
 ) -> Table:
-    table = _table(title, "layer", "in", "out", "MACs", "parameters", "why")
+    split = any(row.columns is not None for row in rows)
+    table = _table(title, "layer", "in", "out", *["columns"] * split, "MACs", "parameters", "why")
     for row in rows:
-        widths = (_arrow(pair) for pair in (row.inputs, row.outputs))
+        widths = [_arrow(pair) for pair in (row.inputs, row.outputs)]
+        if split:
+            widths.append("" if row.columns is None else _arrow(row.columns))
         costs = (_arrow(pair, write) for pair in (row.macs, row.params))
         table.add_row(escape(row.name), *widths, *costs, f"({reasons[row.why_not]})" if row.why_not else "")
     macs = (sum(r.macs[0] for r in rows), sum(r.macs[1] for r in rows))
     params = (other.before + sum(r.params[0] for r in rows), other.after + sum(r.params[1] for r in rows))
     if other.before:
-        table.add_row("norms etc.", "", "", "", _arrow((other.before, other.after), write), "", style="dim")
+        table.add_row(
+            "norms etc.", *[""] * (2 + split), "", _arrow((other.before, other.after), write), "", style="dim"
+        )
     table.add_section()
-    table.add_row("total", "", "", _arrow(macs, write), _arrow(params, write), "", style="bold")
+    table.add_row("total", *[""] * (2 + split), _arrow(macs, write), _arrow(params, write), "", style="bold")
     return table
 
 
@@ -171,6 +176,10 @@ def verification_lines(checked: Verification) -> list[RenderableType]:
         f"({checked.dtype}, at most {checked.tolerance:.0e})",
         f"realised as {realised}" + (f": {checked.note}" if checked.note else ""),
     ]
+    if checked.column_layers:
+        lines.append(
+            f"kernel columns stored and computed alone (ShapeConv2d): {_listed(checked.column_layers)}"
+        )
     shown = [Text(line, style="green" if line.startswith("identity") else "") for line in lines]
     if checked.caution:
         shown[1].style = ""

@@ -24,10 +24,13 @@ class Macs:
     unit = "MACs"
 
     def form(self, graph: ChannelGraph) -> CountForm:
-        """``sum_l HW_l K_l^2 sum_k n_in(l, k) n_out(l, k)`` over layers l and their segments k."""
+        """``sum_l HW_l K_l^2 sum_k n_in(l, k) n_out(l, k)`` over layers l and their segments k.
+
+        A layer whose kernel columns are units costs ``HW_l n_in(l) n_columns(l)``.
+        """
         builder = CountFormBuilder(len(graph.groups))
         for layer in graph.layers:
-            add_pairs(builder, graph, layer.macs_per_pair, (layer.in_axis, layer.out_axis), layer.segments)
+            add_pairs(builder, graph, layer.macs_per_pair, (layer.in_axis, layer.made_axis), layer.segments)
         return builder.build()
 
     def measure(self, module: Any, example_inputs: Any) -> int:
@@ -83,6 +86,9 @@ class Memory:
 
 def add_elements(builder: CountFormBuilder, graph: ChannelGraph, tensor: TensorSpec, scale: int) -> None:
     """Add ``scale`` times the number of elements of a tensor."""
+    if tensor.columns is not None:
+        _add_columns(builder, graph, tensor, scale)
+        return
     tracked = [d for d, axis in enumerate(tensor.axes) if axis is not None]
     scale *= math.prod(size for d, size in enumerate(tensor.shape) if d not in tracked)
     axes = [axis for axis in tensor.axes if axis is not None]
@@ -94,6 +100,17 @@ def add_elements(builder: CountFormBuilder, graph: ChannelGraph, tensor: TensorS
         builder.add_counts(scale, _one_run(graph, axes[0], tensor.segments))
     else:
         add_pairs(builder, graph, scale, (axes[0], axes[1]), tensor.segments)
+
+
+def _add_columns(builder: CountFormBuilder, graph: ChannelGraph, tensor: TensorSpec, scale: int) -> None:
+    """A weight of which kernel columns are kept: inputs times columns."""
+    assert tensor.columns is not None
+    filters, inputs = tensor.shape[:2]
+    scale *= math.prod(tensor.shape[2:]) * filters // len(graph.axes[tensor.columns])
+    if tensor.axes[1] is None:
+        builder.add_counts(scale * inputs, graph.axis_counts(tensor.columns))
+    else:
+        add_pairs(builder, graph, scale, (tensor.axes[1], tensor.columns), 1)
 
 
 def add_pairs(

@@ -169,7 +169,8 @@ def layer_signature(graph: ChannelGraph, layer: Layer) -> str:
     """What decides how long a layer takes, as text: operator, weight shape, segments, and work for each pair."""
     weight = next((t for t in graph.tensors if layer.weight in (t.name, *t.aliases)), None)
     shape = "x".join(map(str, weight.shape)) if weight is not None else "none"
-    return f"{layer.op} {shape} /{layer.segments} {layer.macs_per_pair} {layer.out_elements}"
+    work = layer.macs_per_pair * (len(graph.axes[layer.made_axis]) // len(graph.axes[layer.out_axis]))
+    return f"{layer.op} {shape} /{layer.segments} {work} {layer.out_elements}"
 
 
 def _require_width(graph: ChannelGraph, layer: Layer, table: LayerLatency) -> None:

@@ -35,18 +35,24 @@ RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_
 
 
 def check(
-    recipe: Recipe, seed: int, batch: int, realisation: Literal["auto", "graph"], training: bool
+    recipe: Recipe,
+    seed: int,
+    batch: int,
+    realisation: Literal["auto", "graph"],
+    training: bool,
+    columns: bool = False,
 ) -> None:
     model = liven(recipe.build(), recipe.seed).train(training)
     x = torch.randn(batch, 3, recipe.side, recipe.side, generator=torch.Generator().manual_seed(seed))
     assume(depends_on_input(model, x))
-    graph = trace(model, x)
+    graph = trace(model, x, columns=columns)
     assert ChannelGraph.from_json(graph.to_json()).fingerprint == graph.fingerprint
     assert uses(graph)["macs"] == hooked_macs(model, x)
     mixes = any(isinstance(m, WEIGHTLESS_MIXERS) for m in model.modules())
     small, checked = prune_and_check(
         model, x, graph, random_masks(graph, seed), realisation=realisation, mixes=mixes, live=False
     )
+    event(f"{len(checked.column_layers)} layers cut by columns")
     event(f"realised as {checked.realisation}{' because ' if checked.note else ''}{checked.note[:20]}")
     if checked.realisation == "modules":
         counts = {c.resource: c.measured for c in checked.counts}
@@ -78,6 +84,37 @@ def test_a_thousand_random_networks(
     recipe: Recipe, seed: int, batch: int, realisation: str, training: bool
 ) -> None:
     check(recipe, seed, batch, realisation, training)  # type: ignore[arg-type]
+
+
+WITH_COLUMNS = (
+    "plain",
+    "strided",
+    "residual",
+    "projection",
+    "zero_pad",
+    "dense",
+    "gate",
+    "split_cat",
+    "pixel_shuffle",
+    "squeeze_excite",
+    "depthwise",
+    "grouped_middle",
+)
+
+
+@settings(max_examples=25, derandomize=True, **RELAXED)
+@given(
+    recipe=st.builds(
+        Recipe,
+        blocks=st.lists(st.sampled_from(WITH_COLUMNS), min_size=2, max_size=3).map(tuple),
+        head=st.sampled_from(HEADS),
+        seed=st.integers(0, 2**20),
+    ),
+    seed=st.integers(0, 2**20),
+    realisation=st.sampled_from(["auto", "auto", "graph"]),
+)
+def test_random_networks_with_kernel_columns(recipe: Recipe, seed: int, realisation: str) -> None:
+    check(recipe, seed, 1, realisation, False, columns=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS))

@@ -24,6 +24,7 @@ memory = 0.5
 [trace]
 round_to = { "a*" = 4 }
 min_keep = 0.25
+columns = ["a*"]
 [data]
 name = "digits"
 [solver]
@@ -49,6 +50,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert config.budgets == {"macs": "50%", "params": 200, "memory": 0.5}
     assert config.trace.round_to == {"a*": 4}
     assert config.trace.min_keep == 0.25
+    assert config.trace.columns == ("a*",)
     assert config.solver.time_limit == 7.0
     assert config.solver.name == "auto"
     assert (config.finetune.epochs, config.finetune.recipe.lr) == (3, 1.0)

@@ -378,3 +378,106 @@ def test_scores_of_another_graph_are_refused() -> None:
     _, other = traced(Grouped)
     with pytest.raises(qp.InvalidScoreError, match="compute the importance on this graph"):
         qp.PruningProblem.build(other, qp.Magnitude()(model, graph), "50%")
+
+
+def by_columns(kind: Kind) -> tuple[nn.Module, qp.ChannelGraph]:
+    model = liven(kind(), 0)
+    return model, qp.trace(model, torch.zeros(1, *kind.shape), columns=True)
+
+
+def sum_over_entries(
+    model: nn.Module, graph: qp.ChannelGraph, masks: qp.Masks, score: Callable[[Tensor], Tensor]
+) -> float:
+    """Scores of single weights, added up where the weight stays.
+
+    Args:
+        score: from a weight to one score for each of its entries.
+    """
+    total = 0.0
+    weights = dict(model.named_parameters())
+    for spec in graph.tensors:
+        if spec.name.endswith("weight"):
+            stays = torch.from_numpy(entries_kept(graph, spec, masks.flat(graph)))
+            total += float(score(weights[spec.name])[stays].sum())
+    return total
+
+
+@pytest.mark.parametrize("variant", ["paper", "authors", "l2"])
+def test_magnitude_of_columns_is_the_sum_over_kept_entries(variant: str) -> None:
+    def score(weight: Tensor) -> Tensor:
+        by_kernel = weight.detach().abs().double().flatten(2).sum(2)
+        norm = by_kernel.norm() if variant == "authors" else weight.detach().double().norm()
+        return weight.detach().abs().double() / norm
+
+    model, graph = by_columns(Dense)
+    form = qp.Magnitude(variant)(model, graph)  # type: ignore[arg-type]
+    for seed in range(12):
+        masks = random_masks(graph, seed)
+        expected = sum_over_entries(model, graph, masks, score)
+        assert form.evaluate(masks.flat(graph)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_entry_of_the_magnitude_of_columns() -> None:
+    """Only column (j=2, a=1, b=0) of b and input 3: one weight."""
+    model, graph = by_columns(Dense)
+    flat = np.zeros(graph.unit_count, np.bool_)
+    names = [f"{g.id}[{k}]" for g in graph.groups for k in range(g.width)]
+    for unit in ("a[3]", "b[2]", "b.columns[10]"):
+        flat[names.index(unit)] = True
+    weight = model.b.weight
+    expected = abs(weight[2, 3, 1, 0].item()) / weight.double().norm().item()
+    assert qp.Magnitude()(model, graph).evaluate(flat) == pytest.approx(expected, rel=1e-6)
+
+
+def test_magnitude_of_filters_beside_columns_is_that_of_their_kernels() -> None:
+    """A projection in a stream has its filters as columns: their kernels score as they do without."""
+    model = liven(Projection(), 0)
+    graph = qp.trace(model, torch.zeros(1, *Projection.shape), columns="body")
+    assert {x.name for x in graph.layers if x.columns is not None} == {"side", "body"}
+    for variant in ("paper", "authors", "l2"):
+        form = qp.Magnitude(variant)(model, graph)
+        without = qp.Magnitude(variant)(
+            model, graph_without := qp.trace(model, torch.zeros(1, *Projection.shape))
+        )
+        if variant != "l2":
+            full = np.ones(graph.unit_count, np.bool_), np.ones(graph_without.unit_count, np.bool_)
+            assert form.evaluate(full[0]) == pytest.approx(without.evaluate(full[1]), rel=1e-9)
+        names = [f"{g.id}[{k}]" for g in graph.groups for k in range(g.width)]
+        flat = np.isin(names, ["side.columns[1]", "side.in[0]"])
+        kernel = model.side.weight[1, 0].detach().double()
+        value = {"paper": kernel.abs().sum(), "authors": kernel.abs().sum(), "l2": kernel.norm()}[variant]
+        whole = model.side.weight.detach().double()
+        norm = whole.abs().sum((2, 3)).norm() if variant == "authors" else whole.norm()
+        assert form.evaluate(flat) == pytest.approx(float(value / norm), rel=1e-6)
+
+
+class Projection(nn.Module):
+    """Two convolutions of the input, added up."""
+
+    shape = (1, 4, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = nn.Conv2d(1, 3, 3, padding=1)
+        self.body = nn.Conv2d(1, 3, 3, padding=1)
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.side(x) + self.body(x)))
+
+
+def test_taylor_of_columns_is_the_sum_over_kept_entries() -> None:
+    model, graph = by_columns(Dense)
+    batches = batches_for(Dense)
+    form = qp.Taylor(batches)(model, graph)
+    scores: dict[int, Tensor] = {}
+    for inputs, targets in batches:
+        loss = F.cross_entropy(model(inputs), targets)
+        weights = [m.weight for m in layers(model)]
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            entry = (weight.detach().double() * gradient.double()).abs() / len(batches)
+            scores[id(weight)] = scores.get(id(weight), torch.zeros_like(entry)) + entry
+    for seed in range(6):
+        masks = random_masks(graph, seed)
+        expected = sum_over_entries(model, graph, masks, lambda weight: scores[id(weight)])
+        assert form.evaluate(masks.flat(graph)) == pytest.approx(expected, rel=1e-5)

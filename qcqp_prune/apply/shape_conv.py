@@ -1,0 +1,138 @@
+"""A convolution that has only some of its kernel columns, stores only these, and multiplies with nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcqp_prune.graph.channels import BoolArray
+
+
+class ShapeConv2d(nn.Module):
+    """A 2-d convolution, zero padded, each of whose filters has its own set of kernel positions.
+
+    ``y[j] = bias[j] + sum over columns k of filter j of weight[k] . x shifted to the kernel position of k``: for each
+    kernel position one 1 x 1 convolution of the shifted input with the filters that have it, added to their outputs. It
+    takes exactly ``H_out W_out in_channels |columns|`` multiply-adds. A filter without a column gives its bias.
+
+    Args:
+        conv: gives channels, strides, padding, dilation, bias, mode; its weight is not used.
+        weight: ``(|columns|, in_channels)``, kernel position after kernel position, filters ascending within each.
+        kept: ``(out_channels, kernel height * kernel width) bool``: which columns there are.
+
+    Attributes:
+        weight: as given.
+        bias: ``(out_channels,)`` or None.
+        columns: buffer, ``(|columns|,) int64``: ``position * out_channels + filter`` of each row of the weight.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: as of ``nn.Conv2d``.
+
+    References:
+        Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), section 2.3: shape columns.
+    """
+
+    counts_as_one_layer = True
+    """Memory counts the output of the layer, as that of any convolution, not what its parts return. See ``dense``."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    columns: Tensor
+
+    def __init__(self, conv: nn.Conv2d, weight: nn.Parameter, kept: BoolArray) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.padding = conv.padding
+        self._pads = [int(n) for n in conv._reversed_padding_repeated_twice]
+        self.weight = weight
+        self.register_parameter("bias", cast("nn.Parameter | None", conv.bias))
+        self.register_buffer("columns", torch.from_numpy(column_index(kept)).to(weight.device))
+        self._per_position = tuple(int(n) for n in kept.sum(0))
+        self.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)``, or one image without N, to what the convolution gives."""
+        if x.ndim == 3:
+            return self.forward(x[None])[0]
+        padded = F.pad(x, self._pads) if any(self._pads) else x
+        height, width = (
+            (padded.shape[d + 2] - self.dilation[d] * (self.kernel_size[d] - 1) - 1) // self.stride[d] + 1
+            for d in (0, 1)
+        )
+        out: Tensor | None = None
+        first = 0
+        for position, count in enumerate(self._per_position):
+            if not count:
+                continue
+            rows = slice(first, first + count)
+            first += count
+            a, b = divmod(position, self.kernel_size[1])
+            top, left = a * self.dilation[0], b * self.dilation[1]
+            seen = padded[
+                :,
+                :,
+                top : top + (height - 1) * self.stride[0] + 1 : self.stride[0],
+                left : left + (width - 1) * self.stride[1] + 1 : self.stride[1],
+            ]
+            part = F.conv2d(seen, self.weight[rows, :, None, None])
+            if out is None:
+                out = part.new_zeros((x.shape[0], self.out_channels, height, width))
+            filters = self.columns[rows] - position * self.out_channels
+            out = out + part if count == self.out_channels else out.index_add(1, filters, part)
+        assert out is not None, "a layer keeps at least one column"
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+    def dense(self) -> nn.Conv2d:
+        """A new convolution that computes the same, with zeros where there is no column."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            cast("tuple[int, int]", self.kernel_size),
+            cast("tuple[int, int]", self.stride),
+            cast("str | tuple[int, int]", self.padding),
+            cast("tuple[int, int]", self.dilation),
+            bias=self.bias is not None,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        positions = len(self._per_position)
+        with torch.no_grad():
+            rows = torch.zeros_like(conv.weight).flatten(2).permute(2, 0, 1).flatten(0, 1).contiguous()
+            rows[self.columns] = self.weight
+            matrix = rows.reshape(positions, self.out_channels, self.in_channels).permute(1, 2, 0)
+            conv.weight.copy_(matrix.reshape(conv.weight.shape))
+            if conv.bias is not None and self.bias is not None:
+                conv.bias.copy_(self.bias)
+        return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Channels, columns and geometry."""
+        dense = self.out_channels * len(self._per_position)
+        return (
+            f"{self.in_channels}, {self.out_channels}, columns={len(self.columns)}/{dense}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, bias={self.bias is not None}"
+        )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Refuse the weights of other columns: equal shapes do not make them fit."""
+        columns = state_dict.get(f"{prefix}columns")
+        if columns is not None and not torch.equal(columns.to(self.columns.device), self.columns):
+            args[-1].append(
+                f"{prefix}columns are other kernel columns than this layer has: cut it with the same masks"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def column_index(kept: BoolArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """``position * filters + filter`` of each kept column, ascending.
+
+    Args:
+        kept: ``(filters, kernel positions) bool``.
+    """
+    return np.flatnonzero(kept.T).astype(np.int64)
