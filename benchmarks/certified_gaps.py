@@ -62,9 +62,7 @@ def main() -> None:
 
 
 def _prepare(name: str) -> tuple[Any, Any]:
-    instance = INSTANCES[name]
-    model = instance.build()
-    graph = qp.trace(model, instance.example())
+    model, graph = INSTANCES[name].traced()
     return graph, qp.Magnitude()(model, graph)
 
 

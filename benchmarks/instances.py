@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+import qcqp_prune as qp
 from qcqp_prune import models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,14 +30,20 @@ class MissingWeights(RuntimeError):
 
 @dataclass(frozen=True)
 class Instance:
-    """A network and the input that it is traced with."""
+    """A network, the input that it is traced with, and the options of the trace."""
 
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def example(self) -> torch.Tensor:
         return torch.zeros(self.shape)
+
+    def traced(self) -> tuple[nn.Module, qp.ChannelGraph]:
+        """The network and its channel graph."""
+        model = self.build()
+        return model, qp.trace(model, self.example(), **self.options)
 
 
 def pretrained(name: str) -> nn.Module:
@@ -67,6 +75,9 @@ TORCHVISION = (
 
 INSTANCES = {
     **{name: Instance(name, partial(pretrained, name), (1, 3, 32, 32)) for name in WEIGHTS},
+    "resnet20_columns": Instance(
+        "resnet20_columns", partial(pretrained, "resnet20"), (1, 3, 32, 32), {"columns": True}
+    ),
     **{
         f"tv_{name}": Instance(f"tv_{name}", partial(torchvision_model, name), (1, 3, 224, 224))
         for name in TORCHVISION

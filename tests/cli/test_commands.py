@@ -44,6 +44,21 @@ def test_trace_solve_shrink_load(run, net: Path, traced: Path, tmp_path: Path) -
     assert f"{record['usage']['macs']['used']:,}" in shown.out
 
 
+def test_columns_from_trace_to_load(run, net: Path, tmp_path: Path) -> None:
+    graph, masks, folder = tmp_path / "g.json", tmp_path / "m.json", tmp_path / "small"
+    traced = run("trace", f"{net}:Net", "--input-shape", "1,1,8,8", "-o", graph, "--columns", "a")
+    assert traced.code == 0, traced.err
+    assert {x.name for x in read_traced(graph).graph.layers if x.columns is not None} == {"a"}
+    solved = run("solve", graph, "-b", "params=260", "-o", masks, "--solver", "highs", "--time-limit", 60)
+    assert solved.code == 0, solved.err
+    cut = run("shrink", graph, masks, "-o", folder)
+    assert cut.code == 0, cut.err
+    assert "kernel columns stored and computed alone (ShapeConv2d): a" in cut.out
+    small = qp.load(folder, runpy.run_path(str(net))["Net"])
+    used = json.loads(masks.read_text())["usage"]["params"]["used"]
+    assert sum(p.numel() for p in small.parameters()) == used <= 260
+
+
 def test_trace_writes_the_scores_that_the_library_computes(traced: Path, net: Path) -> None:
     stored = read_traced(traced)
     with torch.random.fork_rng():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, PlanError, UnknownLayerError
-from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.channels import SCHEMA_VERSION, ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.models.resnet import BasicBlock
@@ -211,7 +211,7 @@ def tampered(**changes: Any) -> dict[str, Any]:
     ("data", "message"),
     [
         ({}, "not a channel graph file"),
-        ({"schema": 2}, "not a channel graph file"),
+        ({"schema": SCHEMA_VERSION}, "not a channel graph file"),
         (tampered(schema=99), "schema 99"),
         (tampered(fingerprint="0" * 64), "does not match its own fingerprint"),
         (tampered(groups=[]), "fingerprint|not a channel graph"),

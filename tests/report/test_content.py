@@ -40,6 +40,20 @@ def test_printing_it_shows_the_tables(report: PruneReport) -> None:
     assert "identity 3 checked" in shown
 
 
+def test_kernel_columns_are_shown_and_stored() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, (1, 2)), nn.ReLU(), nn.Conv2d(3, 2, 1))
+    report = qp.prune(
+        model, torch.zeros(1, 1, 3, 3), budgets={"params": 15}, columns=True, solver="highs", time_limit=30
+    )[1]
+    assert report.verification is not None
+    assert report.verification.column_layers == ("0",)
+    kept = report.masks.counts()["0.columns"]
+    assert f"6→{kept}" in str(report)
+    assert "(ShapeConv2d): 0" in str(report)
+    assert PruneReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
 def test_a_caution_stands_at_the_top_and_in_the_file(report: PruneReport) -> None:
     assert report.verification is not None
     assert "CAUTION" not in str(report)

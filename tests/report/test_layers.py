@@ -73,6 +73,14 @@ def test_numbers_worked_out_by_hand() -> None:
     assert (rest.before, rest.after) == (8, 2)  # scale and shift of the batch norm
 
 
+def test_kernel_columns_worked_out_by_hand() -> None:
+    graph = trace(Hand(), torch.zeros(1, 3, 8, 8), columns=True)
+    rows = layer_rows(graph, masks_of(graph, {"a.columns": 5}).flat(graph))
+    # 64 pixels x 3 inputs x 5 of 36 columns; 15 weights and all of 4 biases
+    assert rows[0] == LayerRow("a", "conv2d", (3, 3), (4, 4), (6912, 960), (112, 19), None, (36, 5))
+    assert rows[1].columns is None
+
+
 def test_an_ignored_layer_says_so() -> None:
     graph = trace(Hand(), torch.zeros(1, 3, 8, 8), ignored_layers=["b"])
     rows = layer_rows(graph, masks_of(graph, {"a": 1}).flat(graph))
