@@ -79,10 +79,12 @@ class ShapeConv2d(nn.Module):
                 left : left + (width - 1) * self.stride[1] + 1 : self.stride[1],
             ]
             part = F.conv2d(seen, self.weight[rows, :, None, None])
+            if count == self.out_channels:
+                out = part if out is None else out + part
+                continue
             if out is None:
                 out = part.new_zeros((x.shape[0], self.out_channels, height, width))
-            filters = self.columns[rows] - position * self.out_channels
-            out = out + part if count == self.out_channels else out.index_add(1, filters, part)
+            out = out.index_add(1, self.columns[rows] - position * self.out_channels, part)
         assert out is not None, "a layer keeps at least one column"
         return out if self.bias is None else out + self.bias[:, None, None]
 

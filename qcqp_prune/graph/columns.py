@@ -13,11 +13,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
+from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph, Group, IntArray, Note
@@ -144,6 +146,8 @@ def _hurdles(walk: Walk, model: nn.Module) -> list[str | None]:
             found.append("its weight is used more than once")
         elif type(module) is not nn.Conv2d or layer.weight != f"{path}.weight":
             found.append("its weight is not that of a plain nn.Conv2d within the model")
+        elif _weight(layer).op != "placeholder" or len(_weight(layer).users) > 1:
+            found.append("its weight is computed, or read elsewhere too")
         elif module.padding_mode != "zeros":
             found.append(f"its padding is {module.padding_mode}, not zeros")
         else:
@@ -159,8 +163,11 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _positions(layer: FoundLayer) -> int:
     """Kernel positions of a convolution."""
-    weight = layer.node.args[1]
-    return math.prod(weight.meta["val"].shape[2:])  # type: ignore[union-attr]
+    return math.prod(_weight(layer).meta["val"].shape[2:])
+
+
+def _weight(layer: FoundLayer) -> Node:
+    return cast(Node, layer.node.args[1])
 
 
 def _sharing(found: Sequence[FoundLayer], grouping: Grouping) -> list[list[int]]:

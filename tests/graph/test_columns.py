@@ -124,12 +124,14 @@ class Zoo(nn.Module):
         self.sub = Same(4, 4, 3)
         self.hooked = nn.Conv2d(4, 4, 3, padding=1)
         self.hooked.register_forward_hook(lambda module, args, out: None)
+        self.read = nn.Conv2d(4, 4, 3, padding=1)
         self.end = nn.Conv2d(4, 3, 2)
         self.kept = nn.Conv2d(3, 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.round(self.up(self.grouped(self.one(self.start(x)))))
-        return self.kept(self.end(self.hooked(self.sub(self.twice(self.twice(x))))))
+        x = self.read(self.hooked(self.sub(self.twice(self.twice(x)))))
+        return self.kept(self.end(x * self.read.weight.mean()))
 
 
 class Same(nn.Conv2d):
@@ -149,10 +151,11 @@ def test_layers_that_have_none_say_why() -> None:
         "twice, twice@2": "more than once",
         "sub": "plain nn.Conv2d",
         "hooked": "hooks",
+        "read": "read elsewhere",
         "kept": "ignored_layers",
     }.items():
         assert word in said[layer]
-    assert len(said) == 8
+    assert len(said) == 9
 
 
 def test_a_linear_layer_asked_for_by_name_says_why() -> None:
