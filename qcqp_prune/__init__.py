@@ -48,6 +48,7 @@ from qcqp_prune.resources.latency import LatencyTable
 from qcqp_prune.resources.peak import PeakMemory
 from qcqp_prune.solve.backend import available_solvers
 from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.pareto import ParetoFront, pareto
 from qcqp_prune.solve.report import SolveReport
 
 # Imported here and now, not on first use: the name would otherwise be taken by the subpackage `solve`.
@@ -96,6 +97,7 @@ __all__ = [
     "PairTerm",
     "PairwiseForm",
     "Params",
+    "ParetoFront",
     "PeakMemory",
     "PlanError",
     "PruneReport",
@@ -119,6 +121,7 @@ __all__ = [
     "load",
     "masked",
     "measure_latency",
+    "pareto",
     "prune",
     "recalibrate_batch_norm",
     "save",

@@ -155,6 +155,7 @@ def move_centre(rng: np.random.Generator, data: dict[str, Any], arrays: Arrays) 
 def move_prices(rng: np.random.Generator, data: dict[str, Any], arrays: Arrays) -> bool:
     prices = arrays[_name(data, "prices")]
     prices *= np.exp(rng.normal(size=len(prices)) * 2)
+    prices += 10.0 ** rng.uniform(-6, 0, len(prices)) * rng.integers(2)
     return _wrong(data, arrays)
 
 

@@ -133,10 +133,15 @@ def solve(
         str | None,
         typer.Option(help="Channels read x written at a time, for cycles=...: 8x8. 4x4 if not given."),
     ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Write what proves the bound, for `qcqp-prune certify`.")
+    ] = None,
 ) -> None:
     """Choose what to keep. Needs no torch."""
     require_file_place(output)
     resources = further_resources(latency_table, accelerator)
+    if certificate is not None:
+        require_file_place(certificate)
     traced = read_traced(graph)
     show_ranges(traced.graph, resources)
     budgets = parse_budgets(budget)
@@ -156,6 +161,8 @@ def solve(
         )
     _show_solve(report)
     wrote("the masks", write_json(output, report.to_json()))
+    if certificate is not None:
+        wrote("the certificate", report.write_certificate(certificate)[0])
 
 
 def latency(

@@ -46,13 +46,16 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results, instead of the file's.")
     ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Write what proves the bound, for `qcqp-prune certify`.")
+    ] = None,
 ) -> None:
     """Prune a network as a configuration file says: train or load, solve, cut, verify, finetune, report, save."""
     from qcqp_prune.cli.config import read_config
     from qcqp_prune.cli.work import run_job
 
     job = read_config(config)
-    run_job(job, output or job.path(job.output.folder))
+    run_job(job, output or job.path(job.output.folder), certificate)
 
 
 def demo(

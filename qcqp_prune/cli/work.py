@@ -42,8 +42,13 @@ _SAYS = {
 }
 
 
-def run_job(config: RunConfig, output: Path) -> PruneReport:
+def run_job(config: RunConfig, output: Path, certificate: Path | None = None) -> PruneReport:
     """Do the whole job, and write ``report.json`` and the smaller network into a folder.
+
+    Args:
+        config: what to do.
+        output: the folder.
+        certificate: where to write what proves the bound; nowhere if None.
 
     Raises:
         QcqpPruneError: whatever stands in its way.
@@ -52,6 +57,8 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
         get_backend(config.solver.name)  # a solver that is not there is said before anything is trained
     require_place(output / "model")
     require_file_place(output / "report.json")
+    if certificate is not None:
+        require_file_place(certificate)
     options = _options(config)
     train, validation = loaders(
         read_data(config.data.name, None if config.data.root is None else str(config.path(config.data.root))),
@@ -83,6 +90,8 @@ def run_job(config: RunConfig, output: Path) -> PruneReport:
         )
     OUT.print(report_view(report))
     _write(report, small, model, output)
+    if certificate is not None:
+        wrote("the certificate", report.solve.write_certificate(certificate)[0])
     return report
 
 

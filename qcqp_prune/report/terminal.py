@@ -17,6 +17,7 @@ from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.report.budgets import BudgetLine, ResourceRange
 from qcqp_prune.report.content import Accuracy, PruneReport
 from qcqp_prune.report.layers import LayerRow, OtherParameters
+from qcqp_prune.report.prices import price_lines
 from qcqp_prune.solve.backend import SolverInfo
 from qcqp_prune.solve.report import SolveReport, Usage
 
@@ -161,6 +162,7 @@ def solve_lines(report: SolveReport) -> list[RenderableType]:
         f"objective {report.objective:.6g}, {proof}",
         f"{report.solver} ({report.version}), seed {report.seed}, {report.seconds:.2f} s",
         report.termination.sentence,
+        *price_lines(report),
         *report.notes,
     ]
     return [Text(line) for line in lines]

@@ -61,13 +61,16 @@ def test_bounds_are_sound_and_certified(tmp_path: Path, seed: int, structure: st
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("structure", sorted(STRUCTURES))
-def test_five_hundred_bounds_are_sound_and_certified(tmp_path: Path, structure: str) -> None:
-    for seed in range(100, 600):
+def test_forty_more_of_each_structure_are_sound_and_certified(tmp_path: Path, structure: str) -> None:
+    for seed in range(100, 140):
         check_soundness(tmp_path / "c.json", seed, structure)
 
 
-def rejected(path: Path, seed: int, kind: str, structure: str) -> None:
-    """Tamper with one certificate until rejection is the right answer; then it must be rejected."""
+def rejected(path: Path, seed: int, kind: str, structure: str) -> bool:
+    """Tamper with one certificate until rejection is the right answer; then it must be rejected.
+
+    False where no tampering of this kind is wrong: a limit without a price may be raised.
+    """
     rng = np.random.default_rng(seed)
     data, arrays = load(path)
     for _ in range(200):
@@ -75,11 +78,12 @@ def rejected(path: Path, seed: int, kind: str, structure: str) -> None:
         if KINDS[kind](rng, changed, moved):
             break
     else:
-        pytest.fail(f"no tampering of kind {kind} makes {structure} wrong")
+        return False
     for signed in (True, False):
         store(path.with_name("tampered.json"), changed, moved, signed=signed)
         with pytest.raises(Rejected):
             certify(path.with_name("tampered.json"))
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_tampered_certificates_are_rejected(honest: Path, kind: str) -> None:
     for k, structure in enumerate(TAMPERED):
         path = honest / f"{structure}.json"
         for seed in range(2):
-            rejected(path, 10 * k + seed, kind, structure)
+            assert rejected(path, 10 * k + seed, kind, structure)
 
 
 @pytest.mark.slow
@@ -108,8 +112,7 @@ def test_a_thousand_tampered_certificates_are_rejected(tmp_path: Path) -> None:
         written(path, 50 + seed, structure)
         certify(path)
         for (k, kind), again in itertools.product(enumerate(sorted(KINDS)), range(2)):
-            rejected(path, 1000 * seed + 10 * k + again, kind, structure)
-            count += 1
+            count += rejected(path, 1000 * seed + 10 * k + again, kind, structure)
     assert count >= 1000
 
 
