@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcqp_prune.errors import BackendError, SolverIncapableError, SolverUnavailableError
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.restriction import Folded
 from qcqp_prune.solve.backend import (
     Backend,
     Outlook,
@@ -17,6 +18,8 @@ from qcqp_prune.solve.stages import Held
 
 DEFAULT_SECONDS = 50.0
 SEARCH_SHARE = 0.25
+# A bound gets this share of the time left, and is asked again as long as it decides this share of what was open.
+BOUND_SHARE, PROGRESS = 0.5, 0.1
 # The clock of a backend starts after its model is built, and stopping takes it a moment.
 RESERVE = 0.05
 
@@ -53,7 +56,7 @@ def choose(program: Program) -> Team:
 
 
 def run_auto(held: Held) -> None:
-    """Search first, then prove from what was found; where a proof is out of reach, bound it in every way there is."""
+    """Search, bound and decide what the bound allows, prove what is left; more bounds where no proof is in reach."""
     team = choose(held.program)
     total = held.options.time_limit or DEFAULT_SECONDS
     if held.options.time_limit is None:
@@ -63,11 +66,11 @@ def run_auto(held: Held) -> None:
         )
     for offer in team[Role.SEARCHES][:1]:
         _stage(held, offer, SEARCH_SHARE * total)
-    for offer in team[Role.PROVES][:1]:
-        _stage(held, offer, _left(held, total))
-    if held.bound is None or not team[Role.PROVES]:
+    used = _prove(held, team, total)
+    if held.bound is None or not used[Role.PROVES]:
         for offer in team[Role.BOUNDS]:
-            _stage(held, offer, _left(held, total), bound_only=held.x is not None)
+            if offer[0].name not in used[Role.BOUNDS]:
+                _stage(held, offer, _left(held, total), bound_only=held.x is not None)
     if held.x is None and held.interrupted:
         held.hold_least()
     if held.bound is None and not held.interrupted:
@@ -78,18 +81,57 @@ def run_auto(held: Held) -> None:
         held.termination = Termination(Reason.OPTIMAL)
 
 
+def _prove(held: Held, team: Team, total: float) -> dict[Role, set[str]]:
+    """Bounds and proofs by turns, each on what the ones before left undecided; the names that ran, by role.
+
+    A prover goes at once where it expects to be quicker than the bound, or where the bound decides nothing any more.
+    """
+    used: dict[Role, set[str]] = {role: set() for role in Role}
+    folded, stalled = None, False
+    while not (held.interrupted or held.is_closed) and _left(held, total) > 0:
+        provers, bounders = team[Role.PROVES][:1], team[Role.BOUNDS][:1]
+        if provers and (stalled or not bounders or provers[0][1].seconds <= bounders[0][1].seconds):
+            _stage(held, provers[0], _left(held, total), folded=folded)
+            used[Role.PROVES].add(provers[0][0].name)
+            break
+        if not bounders or stalled:
+            break
+        # A prover may want the rest of the time, now or once more is decided.
+        before = held.program if folded is None else folded.program
+        _stage(held, bounders[0], BOUND_SHARE * _left(held, total), folded=folded)
+        used[Role.BOUNDS].add(bounders[0][0].name)
+        folded = held.undecided()
+        if not folded.program.size and held.x is not None:
+            held.settle()
+            held.notes.append("auto: the bound decided every unit")
+            break
+        stalled = _freedom(folded.program) > (1 - PROGRESS) * _freedom(before)
+        if not stalled:
+            decided = held.program.size - folded.program.size
+            held.notes.append(f"auto: the bound decided {decided:,} of {held.program.size:,} units")
+        team = choose(folded.program)
+    return used
+
+
+def _freedom(program: Program) -> int:
+    """Units and counts that a program leaves open."""
+    return program.size + sum(len(g.counts) for g in program.groups)
+
+
 def _left(held: Held, total: float) -> float:
     return total * (1 - RESERVE) - held.seconds
 
 
-def _stage(held: Held, offer: Offer, seconds: float, *, bound_only: bool = False) -> None:
+def _stage(
+    held: Held, offer: Offer, seconds: float, *, folded: Folded | None = None, bound_only: bool = False
+) -> None:
     """Run one backend, unless the time is over, the user stopped, or the gap is closed already."""
     backend, outlook = offer
     if held.interrupted or held.is_closed or seconds <= 0:
         return
     held.notes.append(f"auto: {backend.name} {outlook.role.value}: {outlook.why}")
     try:
-        held.run(backend, time_limit=max(seconds, 0.1), bound_only=bound_only)
+        held.run(backend, folded=folded, time_limit=max(seconds, 0.1), bound_only=bound_only)
     except (SolverIncapableError, BackendError, MemoryError) as error:
         # What was checked before stays good; without it there is nothing to go on with.
         if held.x is None and not isinstance(error, SolverIncapableError):

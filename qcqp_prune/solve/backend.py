@@ -6,6 +6,7 @@ A backend registers its class under the entry points ``qcqp_prune.solvers``, the
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import EntryPoint, entry_points
@@ -93,11 +94,14 @@ class Outlook:
         role: what it expects to achieve.
         rank: among backends of one role, the highest goes first.
         why: one clause for the report.
+        seconds: how long it expects to take, infinite where it cannot say. ``auto`` runs a quick bound before a slower
+            proof, because what the bound decides makes the proof shorter.
     """
 
     role: Role
     rank: int
     why: str
+    seconds: float = math.inf
 
 
 @runtime_checkable

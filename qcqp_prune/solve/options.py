@@ -30,6 +30,8 @@ class SolveOptions:
         seed: of everything random.
         threads: most threads to use.
         warm_start: a 0/1 point of the program to start from, ``(n,) bool``.
+        known_bound: an upper bound on the objective that is proved already. A backend may search below it only, stop
+            once it is met, and return it as its own bound.
         bound_only: an incumbent is held already, and what is wanted is a valid bound.
         log_level: of the messages a backend writes to its log, as in ``logging``.
         on_event: called with each new trace point, from inside the solver's loop.
@@ -42,6 +44,7 @@ class SolveOptions:
     seed: int = 0
     threads: int = 1
     warm_start: BoolArray | None = None
+    known_bound: float | None = None
     bound_only: bool = False
     log_level: int = logging.INFO
     on_event: Callable[[TracePoint], None] | None = field(default=None, repr=False)
@@ -55,6 +58,12 @@ class SolveOptions:
             raise InvalidOptionError(
                 f"gap_limit is {self.gap_limit!r}: give a finite number of at least 0, such as 1e-4"
             )
+        if self.known_bound is not None and not (
+            _is_number(self.known_bound) and math.isfinite(self.known_bound)
+        ):
+            raise InvalidOptionError(
+                f"known_bound is {self.known_bound!r}: give a finite number that no selection exceeds, or None"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**31:
             raise InvalidOptionError(f"seed is {self.seed!r}: give a whole number from 0 to 2**31 - 1")
 
@@ -67,6 +76,7 @@ class SolveOptions:
             "seed": self.seed,
             "threads": self.threads,
             "warm_start": self.warm_start is not None,
+            "known_bound": self.known_bound,
         }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcqp_prune.program.restriction import Restriction
 from qcqp_prune.solve.proof import AnyProof, Tangent
 
 
@@ -96,6 +97,7 @@ class RawSolution:
         statistics: further numbers worth keeping.
         proof: what proves a bound of at most ``bound``, None where that cannot be written down.
         tangents: bounds as functions of the limits.
+        restriction: what the backend proved of single units and counts; ``auto`` hands the rest to other solvers.
     """
 
     termination: Termination
@@ -109,6 +111,7 @@ class RawSolution:
     statistics: Mapping[str, float] = field(default_factory=dict)
     proof: AnyProof | None = field(default=None, repr=False)
     tangents: tuple[Tangent, ...] = field(default=(), repr=False)
+    restriction: Restriction | None = None
 
 
 class TraceRecorder:

@@ -170,10 +170,11 @@ def _report(held: Held, options: SolveOptions, interrupted: bool) -> SolveReport
 
 
 def _certificate(held: Held) -> Certificate | None:
-    """What proves the bound; None where it came from a backend that cannot say."""
+    """What proves the bound, or the lowest one that can be written down; None where no backend could."""
     if held.proof is None or held.bound is None or held.x is None or held.objective is None:
         return None
-    return Certificate(held.problem, held.x, held.objective, held.bound, held.proof)
+    bound = max(held.bound, held.proof.bound)
+    return Certificate(held.problem, held.x, held.objective, bound, held.proof)
 
 
 def _raise_without(termination: Termination, name: str) -> NoReturn:

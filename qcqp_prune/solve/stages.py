@@ -11,6 +11,7 @@ from qcqp_prune.errors import BackendError, QcqpPruneError
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.restriction import Folded, Restriction
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.proof import AnyProof, Tangent
@@ -28,10 +29,10 @@ class Held:
     Attributes:
         x, objective: the best checked point.
         bound: the lowest valid bound.
-        proof: what proves ``bound``, None where its backend cannot say.
+        proof: of the lowest bound that can be written down; branch and cut may have proved a lower one.
         tangents: bounds as functions of the limits, from all backends.
         termination: of the last backend that ran.
-        warm: whether ``x`` is still the caller's warm start.
+        restriction: what is proved of single units and counts.
     """
 
     problem: PruningProblem
@@ -50,10 +51,12 @@ class Held:
     reductions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     statistics: dict[str, float] = field(default_factory=dict)
+    restriction: Restriction = field(init=False)
     recorder: TraceRecorder = field(init=False)
 
     def __post_init__(self) -> None:
         self.recorder = TraceRecorder(self.options.on_event)
+        self.restriction = Restriction.none(self.program)
         if self.options.warm_start is not None:
             self.x = self.options.warm_start
             self.objective = self.problem.objective.evaluate(self.program.mask(self.x))
@@ -85,11 +88,21 @@ class Held:
         self.objective = self.problem.objective.evaluate(self.program.mask(self.x))
         self.notes.append("interrupted before any search: the least allowed counts are returned")
 
-    def run(self, backend: Backend, **changes: object) -> RawSolution:
+    def undecided(self) -> Folded:
+        """The program over what is not decided yet; all of it where nothing is."""
+        return Folded.of(self.program, self.restriction)
+
+    def settle(self) -> None:
+        """Take what is held for the best: no other point is left."""
+        self.bound = self.objective
+        self.termination = Termination(Reason.OPTIMAL)
+
+    def run(self, backend: Backend, *, folded: Folded | None = None, **changes: object) -> RawSolution:
         """Call a backend from what is held, check its answer, and keep what is better.
 
         Args:
             backend: the solver.
+            folded: from ``undecided``, to solve only what is left. The answer is for the whole program again.
             changes: fields of ``SolveOptions`` that differ from the caller's.
         """
         offset, work = self.seconds, self._work_done()
@@ -97,16 +110,62 @@ class Held:
         def listen(point: TracePoint) -> None:
             self._note(replace(point, seconds=point.seconds + offset, work=point.work + work))
 
-        options = replace(self.options, warm_start=self.x, on_event=listen, **changes)  # type: ignore[arg-type]
+        known = [b for b in (self.bound, self.options.known_bound) if b is not None]
+        options = replace(
+            self.options,
+            warm_start=self.x,
+            known_bound=min(known, default=None),
+            on_event=listen,
+            **changes,  # type: ignore[arg-type]
+        )
         first = len(self.recorder.points)
         try:
-            raw = _call(backend, self.program, options)
+            raw = (
+                _call(backend, self.program, options)
+                if folded is None
+                else self._within(backend, folded, options)
+            )
             self._keep(backend.name, raw)
         finally:
             # What the backend announced and the check did not confirm is no part of the record.
             self.recorder.revise(first, _up(self.objective), _down(self.bound))
         self._note(TracePoint(self.seconds, self._work_done(), self.objective, self.bound))
         return raw
+
+    def _within(self, backend: Backend, folded: Folded, options: SolveOptions) -> RawSolution:
+        """Solve what is left, and say it of the whole: what lies outside is worth less than what is held."""
+        outside = self.restriction.worth
+
+        def listen(point: TracePoint) -> None:
+            assert options.on_event is not None
+            options.on_event(replace(point, bound=None if point.bound is None else max(point.bound, outside)))
+
+        start = options.warm_start
+        inside = start is not None and self.restriction.holds(self.program, start)
+        raw = _call(
+            backend,
+            folded.program,
+            replace(
+                options,
+                warm_start=folded.project(start) if start is not None and inside else None,
+                on_event=listen,
+            ),
+        )
+        if raw.termination.reason is Reason.INFEASIBLE and raw.x is None and self.x is not None:
+            # Nothing that is left is worth as much as what is held.
+            return replace(
+                raw, x=self.x, bound=outside, termination=Termination(Reason.OPTIMAL), proof=None, tangents=()
+            )
+        found = raw.restriction
+        return replace(
+            raw,
+            x=None if raw.x is None else folded.lift(np.asarray(raw.x)),
+            bound=None if raw.bound is None else max(raw.bound, outside),
+            restriction=None if found is None else folded.whole(found, self.restriction),
+            # Both are about the smaller program, and what it leaves out depends on the limits.
+            proof=None,
+            tangents=(),
+        )
 
     def _keep(self, name: str, raw: RawSolution) -> None:
         answer = checked(self.problem, self.program, raw, name)
@@ -119,6 +178,8 @@ class Held:
         bound = answer.bound if answer is not None else raw.bound
         if bound is not None:
             self._tighten(name, bound, raw)
+        if raw.restriction is not None:
+            self.restriction = self.restriction & raw.restriction
         self.termination = raw.termination
         self.solvers.append(name)
         if raw.solver_version:
@@ -141,7 +202,8 @@ class Held:
             bound = self.objective
         if self.bound is None or bound < self.bound:
             self.bound = bound
-            self.proof = raw.proof if raw.proof is not None and raw.proof.bound <= bound else None
+        if raw.proof is not None and (self.proof is None or raw.proof.bound < self.proof.bound):
+            self.proof = raw.proof
         self.tangents += raw.tangents
 
     def _note(self, point: TracePoint) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from qcqp_prune.errors import InvalidOptionError, SolverIncapableError
 from qcqp_prune.program.program import Program
 from qcqp_prune.program.reductions.cardinality_rlt import CardinalityRLT
 from qcqp_prune.program.reductions.linear_model import LinearModel, Reduction
@@ -20,23 +19,27 @@ from qcqp_prune.program.reductions.perspective import Perspective
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
+from qcqp_prune_solvers.linear import (
+    REDUCTIONS,
+    lower_of,
+    meets,
+    require_reduction,
+    require_room,
+    strengthened,
+)
 from qcqp_prune_solvers.retry import solve_exactly
 
 # Nonzeros of the cardinality-RLT model up to which branch and cut on it is expected to close within a minute, and up to
 # which its root relaxation still is.
 CLOSES = 50_000
 BRANCHES = 100_000
-REDUCTIONS: dict[str, type[CardinalityRLT] | type[Perspective]] = {
-    CardinalityRLT.name: CardinalityRLT,
-    Perspective.name: Perspective,
-}
 
 
 class HighsBackend:
     """Mixed-integer linear branch and cut.
 
     Args:
-        reduction: ``cardinality_rlt`` or ``perspective``; chosen by size when None.
+        reduction: ``cardinality_rlt``, ``perspective`` or ``mccormick``; one of the first two by size when None.
 
     References:
         Huangfu and Hall, "Parallelizing the dual revised simplex method" (Mathematical Programming Computation, 2018).
@@ -49,10 +52,7 @@ class HighsBackend:
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def __init__(self, reduction: str | None = None) -> None:
-        if reduction is not None and reduction not in REDUCTIONS:
-            raise InvalidOptionError(
-                f"HiGHS has no reduction {reduction!r} here: choose from {', '.join(sorted(REDUCTIONS))}"
-            )
+        require_reduction("HiGHS", reduction)
         self._reduction = reduction
 
     def availability(self) -> Availability:
@@ -68,7 +68,8 @@ class HighsBackend:
         size = CardinalityRLT().nonzeros(program)
         if size > CLOSES:
             return None
-        return Outlook(Role.PROVES, 20, f"its linear model has about {size:,} entries, few enough to close")
+        why = f"its linear model has about {size:,} entries, few enough to close"
+        return Outlook(Role.PROVES, 20, why, seconds=0.1 + (size / 4000) ** 1.5)
 
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         """Branch and cut on the reduction.
@@ -77,12 +78,7 @@ class HighsBackend:
             SolverIncapableError: the reduction would not fit into memory.
         """
         reduction = self._choose(program)
-        if not reduction.accepts(program):
-            raise SolverIncapableError(
-                f"the {reduction.name} model of {program.size:,} units and {program.pair_count:,} products is too "
-                "large: "
-                'use solver="block_coordinate" or "auto"'
-            )
+        require_room(program, reduction)
 
         def attempt(smaller: Program, rest: SolveOptions) -> RawSolution:
             return _Run(smaller, reduction, rest).solve()
@@ -105,8 +101,9 @@ class _Run:
         self.started = time.perf_counter()
         self.program, self.reduction, self.options = program, reduction, options
         self.recorder = TraceRecorder(options.on_event)
-        self.model = reduction.apply(program)
+        self.model = strengthened(program, reduction)
         self.log: list[str] = []
+        self.met = False
         self.h = highspy.Highs()  # type: ignore[no-untyped-call]
         self._parameters()
         self.h.passModel(as_highs(self.model))
@@ -146,6 +143,9 @@ class _Run:
             bound if np.isfinite(bound) else None,
         )
         self.recorder.add(point)
+        if meets(point.incumbent, point.bound, self.options):
+            self.met = True
+            event.interrupt()
         self._stop(event)
 
     def _stop(self, event: Any) -> None:
@@ -166,12 +166,14 @@ class _Run:
         if info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
             values = np.asarray(self.h.getSolution().col_value)
             x = np.asarray(np.rint(self.reduction.invert(self.program, values)) == 1.0)
-        bound = float(info.mip_dual_bound)
+        objective = None if x is None else self.program.objective(x)
+        bound = lower_of(float(info.mip_dual_bound), self.options.known_bound)
+        closed = x is not None and (self.met or meets(objective, bound, self.options))
         return RawSolution(
-            termination=self._termination(),
+            termination=Termination(Reason.OPTIMAL) if closed else self._termination(),
             x=x,
-            bound=bound if np.isfinite(bound) else None,
-            objective=None if x is None else self.program.objective(x),
+            bound=bound,
+            objective=objective,
             trace=self.recorder.points,
             log="".join(self.log),
             solver_version=self.h.version(),

@@ -24,6 +24,7 @@ from qcqp_prune.program.tables import CountTable, Shares, share_sum
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
+from qcqp_prune_solvers.linear import lower_of, meets, ordered_pairs, strengthened
 from qcqp_prune_solvers.retry import solve_exactly
 
 DEFAULT = "scip_direct"
@@ -31,6 +32,8 @@ DEFAULT = "scip_direct"
 QUADRATIC = ("scip_direct", "scip_persistent", "scip", "gurobi_direct_minlp", "gams", "baron", "couenne")
 CONTINUOUS = ("ipopt", "ipopt_v2", "cyipopt", "knitro_direct")
 LARGEST = 60_000
+# Room for rounding above a bound that is known: the row is not to cut off a selection that attains it.
+CUT_OFF = 1e-9
 # What a limit by nodes and a seed are called by the solvers behind the names, by prefix.
 DIALECTS = {
     "scip": ("limits/nodes", "randomization/randomseedshift"),
@@ -112,14 +115,19 @@ class PyomoBackend:
         if options.warm_start is not None:
             # Every variable needs a value: the interfaces hand over complete points only.
             (_start_quadratic if quadratic else _start_linear)(model, program, options.warm_start)
+        if options.known_bound is not None:
+            # There is no way to stop from outside: cut off by the bound, the solver notices by itself.
+            model.rows.add(model.worth.expr <= options.known_bound + CUT_OFF * abs(options.known_bound))
         raw = _Solver(self.solver).solve(model, x, options)
+        bound = lower_of(raw.bound, options.known_bound)
         objective = None if raw.x is None else program.objective(raw.x)
         recorder = TraceRecorder(options.on_event)
-        recorder.add(TracePoint(time.perf_counter() - started, 0, objective, raw.bound))
+        recorder.add(TracePoint(time.perf_counter() - started, 0, objective, bound))
+        closed = meets(objective, bound, options)
         return RawSolution(
-            termination=raw.termination,
+            termination=Termination(Reason.OPTIMAL) if closed else raw.termination,
             x=raw.x,
-            bound=raw.bound,
+            bound=bound,
             objective=objective,
             trace=recorder.points,
             log=raw.log,
@@ -281,6 +289,8 @@ def _quadratic_model(program: Program) -> tuple[Any, list[Any]]:
     for wholes, parts in program.links.by_size:
         for whole, row in zip(wholes.tolist(), parts.tolist(), strict=True):
             m.rows.add(sum(m.x[i] for i in row) >= m.x[whole])
+    for i, j in ordered_pairs(program).tolist():
+        m.rows.add(m.x[i] >= m.x[j])
     _add_worth(m, program)
     m.steps = pyo.VarList(domain=pyo.Binary)
     m.levels = {}
@@ -375,11 +385,11 @@ def _add_worth(m: Any, program: Program) -> None:
 
 
 def _linear_model(program: Program) -> tuple[Any, list[Any]]:
-    """The cardinality-RLT model."""
+    """The cardinality-RLT model, with interchangeable units in order."""
     import pyomo.environ as pyo
     from pyomo.core.expr.numeric_expr import LinearExpression
 
-    model: LinearModel = CardinalityRLT().apply(program)
+    model: LinearModel = strengthened(program, CardinalityRLT())
     m = pyo.ConcreteModel()
     m.v = pyo.Var(range(len(model.objective)))
     for j, v in m.v.items():

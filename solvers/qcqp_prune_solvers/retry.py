@@ -15,6 +15,7 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import BoolArray, Coefficient, IntArray, LowRank, dense
 from qcqp_prune.program.program import CountConstraint, Program
+from qcqp_prune.program.symmetry import interchangeable, ordered
 from qcqp_prune.solve.backend import answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint
@@ -28,7 +29,8 @@ Attempt = Callable[[Program, SolveOptions], RawSolution]
 def solve_exactly(program: Program, options: SolveOptions, attempt: Attempt) -> RawSolution:
     """Solve with the objective at a size near 1, and with every budget kept to the last unit.
 
-    The factor is a power of two, so that nothing is rounded by it.
+    The factor is a power of two, so that nothing is rounded by it. The warm start is brought into the order of
+    interchangeable units that the models ask for.
 
     Args:
         program: to be solved.
@@ -43,7 +45,14 @@ def solve_exactly(program: Program, options: SolveOptions, attempt: Attempt) -> 
         if options.on_event is not None:
             options.on_event(_unscaled(point, factor))
 
-    raw = _mended(_scaled(program, factor), replace(options, on_event=listen), attempt)
+    start, known = options.warm_start, options.known_bound
+    scaled = replace(
+        options,
+        on_event=listen,
+        warm_start=None if start is None else ordered(interchangeable(program), start),
+        known_bound=None if known is None else known * factor,
+    )
+    raw = _mended(_scaled(program, factor), scaled, attempt)
     return replace(
         raw,
         bound=_divided(raw.bound, factor),

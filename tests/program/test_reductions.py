@@ -9,10 +9,12 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.program.reductions.cardinality_rlt import CardinalityRLT
 from qcqp_prune.program.reductions.counts import reachable_counts, scaled_side
 from qcqp_prune.program.reductions.linear_model import LinearModel, Reduction
+from qcqp_prune.program.reductions.mccormick import McCormick
 from qcqp_prune.program.reductions.perspective import Perspective
 from qcqp_prune.testing import STRUCTURES, exhaustive, random_problem
 
-REDUCTIONS = [CardinalityRLT(), Perspective(), Perspective(3)]
+REDUCTIONS = [CardinalityRLT(), Perspective(), Perspective(3), McCormick()]
+NAMES = ["rlt", "perspective", "perspective-3", "mccormick"]
 
 
 def is_feasible(model: LinearModel, point: np.ndarray) -> bool:
@@ -25,7 +27,7 @@ def is_feasible(model: LinearModel, point: np.ndarray) -> bool:
     )
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS, ids=["rlt", "perspective", "perspective-3"])
+@pytest.mark.parametrize("reduction", REDUCTIONS, ids=NAMES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_models_have_the_programs_feasible_set_and_values(structure: str, reduction: Reduction) -> None:
     rng = np.random.default_rng(1)
@@ -40,7 +42,7 @@ def test_models_have_the_programs_feasible_set_and_values(structure: str, reduct
             assert (reduction.invert(program, point) == x).all()
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS, ids=["rlt", "perspective", "perspective-3"])
+@pytest.mark.parametrize("reduction", REDUCTIONS, ids=NAMES)
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_any_duals_prove_a_bound(structure: str, reduction: Reduction) -> None:
     rng = np.random.default_rng(2)
@@ -52,7 +54,7 @@ def test_any_duals_prove_a_bound(structure: str, reduction: Reduction) -> None:
             assert model.dual_bound(scale * rng.standard_normal(len(model.row_lower))) >= best - 1e-9
 
 
-def test_rlt_is_at_least_as_tight_as_perspective() -> None:
+def test_rlt_is_at_least_as_tight_as_the_others() -> None:
     import highspy
 
     from qcqp_prune_solvers.highs import as_highs
@@ -69,7 +71,10 @@ def test_rlt_is_at_least_as_tight_as_perspective() -> None:
     for seed in range(5):
         problem = random_problem(seed, "residual")
         program = Program.from_problem(problem)
-        rlt, perspective = (relaxed(r.apply(program)) for r in (CardinalityRLT(), Perspective(20)))
+        rlt, perspective, mccormick = (
+            relaxed(r.apply(program)) for r in (CardinalityRLT(), Perspective(20), McCormick())
+        )
+        assert rlt <= mccormick + 1e-7
         assert exhaustive(problem).objective <= rlt + 1e-7
         assert rlt <= perspective + 1e-7
 

@@ -77,8 +77,9 @@ def test_incumbent_and_bounds_are_merged(cast) -> None:  # type: ignore[no-untyp
     assert report.termination.reason is Reason.BOUND_COMPUTED
     assert [n for n in report.notes if "why s" in n]
     assert [n for n in report.notes if "why b" in n]
-    assert first.calls[0].bound_only
     assert first.calls[0].warm_start is not None
+    assert second.calls[0].bound_only
+    assert second.calls[0].known_bound == pytest.approx(1.3 * best)
     assert first.calls[0].time_limit is not None
     assert first.calls[0].time_limit < 20
     bounds = [p.bound for p in report.trace if p.bound is not None]

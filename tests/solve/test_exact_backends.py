@@ -40,7 +40,18 @@ def test_optimum_of_200_problems(batch: int, solver: str) -> None:
         assert_optimal(k, solver)
 
 
-@pytest.mark.parametrize("solver", ["pyomo", "pyomo:highs", "auto"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "pyomo",
+        "pyomo:highs",
+        "auto",
+        "highs:mccormick",
+        "scip:cardinality_rlt",
+        "scip:perspective",
+        "scip:mccormick",
+    ],
+)
 def test_optimum_through_other_doors(solver: str) -> None:
     for k in range(len(NAMES)):
         assert_optimal(k, solver)

@@ -118,6 +118,14 @@ class CountModel:
             self.weighted(small, h if small == g else g)
         return self._products[key]
 
+    def sum_to_product(self, g: int, h: int, columns: IntArray) -> None:
+        """Take the sum of columns for ``n_g n_h``."""
+        first, second = self.count_of(g), self.count_of(h)
+        top = float(self.high[g] * self.high[h])
+        product = int(self.builder.columns(1, top, lambda x: first(x) * second(x))[0])
+        self.builder.sums(columns[None, :], (product, -1.0), lower=0.0, upper=0.0)
+        self._products[min(g, h), max(g, h)] = product
+
     def _product_column(self, g: int, h: int) -> int:
         key = (min(g, h), max(g, h))
         if key in self._products:

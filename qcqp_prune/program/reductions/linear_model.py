@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -55,6 +55,15 @@ class LinearModel:
         for columns, values in self._blocks:
             full[columns] = values(point)
         return full
+
+    def with_rows(self, rows: sp.csr_array, lower: FloatArray, upper: FloatArray) -> LinearModel:
+        """The model with further rows ``lower <= rows v <= upper``, ``rows`` of shape ``(k, columns)``."""
+        return replace(
+            self,
+            matrix=sp.csr_array(sp.vstack([self.matrix, rows])),
+            row_lower=np.concatenate([self.row_lower, lower]),
+            row_upper=np.concatenate([self.row_upper, upper]),
+        )
 
     def dual_bound(self, duals: FloatArray) -> float:
         """The upper bound that any row duals ``(rows,)`` prove.

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from qcqp_prune.errors import SolverIncapableError
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.restriction import Restriction
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.proof import Tangent, useful_tangents
@@ -22,6 +23,7 @@ from qcqp_prune_solvers.decomposition.block_cholesky import factor_entries
 from qcqp_prune_solvers.decomposition.count_program import CountProgram
 from qcqp_prune_solvers.decomposition.couplings import Couplings
 from qcqp_prune_solvers.decomposition.elimination import TooWide
+from qcqp_prune_solvers.decomposition.fixing import restriction
 from qcqp_prune_solvers.decomposition.proofs import proof_of, tangent_of
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
@@ -31,8 +33,12 @@ from qcqp_prune_solvers.search.structure import Structure
 MOST_BYTES = 8 * 10**9
 """Largest predicted memory: beyond it the backend declines before it starts."""
 SEARCH_SHARE = 0.3
+SECONDS_PER_PAIR = 2e-6
+"""Measured on ResNet-50, to a first useful bound."""
 PATIENCE, PROGRESS = 60, 1e-5
 """Stop after so many steps that together improved the bound by less than this, relatively."""
+FIXING_SHARE, FIXING_SECONDS = 0.1, 0.5
+"""Units and counts are decided at the end where that takes this share of the run, or so many seconds, at most."""
 
 
 def predicted_bytes(program: Program) -> int:
@@ -78,7 +84,8 @@ class DecompositionBackend:
             return None
         if need > MOST_BYTES:
             return None
-        return Outlook(Role.BOUNDS, 30, f"{program.size:,} units, whose counts can be eliminated exactly")
+        why = f"{program.size:,} units, whose counts can be eliminated exactly"
+        return Outlook(Role.BOUNDS, 30, why, seconds=0.5 + SECONDS_PER_PAIR * program.pair_count)
 
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         """Search, then bound until the gap is closed, a limit is met, or nothing improves any more.
@@ -214,7 +221,28 @@ class _Run:
             return Termination(Reason.TIME_LIMIT, f"time_limit={options.time_limit}")
         return None
 
+    def _decided(self) -> Restriction | None:
+        """What the best bound says of units and counts, where that costs little beside the run."""
+        relaxation, best = self._relaxation, self._best
+        if relaxation is None or best is None:
+            return None
+        started = time.perf_counter()
+        relaxation.bound(best.multipliers)
+        once = time.perf_counter() - started
+        spent = time.perf_counter() - self.started
+        if once * len(self.program.groups) > max(FIXING_SHARE * spent, FIXING_SECONDS):
+            return None
+        found = restriction(relaxation, best.multipliers, self.objective)
+        units = int(found.kept.sum()), int(found.dropped.sum())
+        levels = sum(map(len, found.counts)), sum(len(g.counts) for g in self.program.groups)
+        self.log.append(
+            f"{time.perf_counter() - self.started:8.2f} s  decided: {units[0]} units kept and {units[1]} dropped of "
+            f"{self.program.size}, {levels[0]} of {levels[1]} counts left"
+        )
+        return found
+
     def _result(self, termination: Termination, *, bound: float | None) -> RawSolution:
+        decided = None if termination.reason is Reason.INTERRUPTED else self._decided()
         return RawSolution(
             termination=termination,
             x=self.x,
@@ -229,4 +257,5 @@ class _Run:
             if self._best is None or self._relaxation is None
             else proof_of(self._relaxation, self._best),
             tangents=useful_tangents(self._tangents, {c.name: c.limit for c in self.program.constraints}),
+            restriction=decided,
         )

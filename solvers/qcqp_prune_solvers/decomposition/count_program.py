@@ -17,7 +17,7 @@ import numpy as np
 from qcqp_prune.program.coefficients import FloatArray, IntArray
 from qcqp_prune.program.tables import Shares
 from qcqp_prune_solvers.decomposition.couplings import Couplings
-from qcqp_prune_solvers.decomposition.elimination import Relation, Step, plan
+from qcqp_prune_solvers.decomposition.elimination import Relation, Step, TooWide, plan
 from qcqp_prune_solvers.decomposition.kernels import envelope_maxima, run_maxima
 from qcqp_prune_solvers.decomposition.lookups import VariableTables
 
@@ -53,7 +53,9 @@ class CountProgram:
         self._tables = VariableTables(couplings.lookups, looked_up, self._values)
         met = {(a, b) for a, b in self._pairs if a != b}
         met |= {(min(pair), max(pair)) for pair in self._tables.pairs}
+        self._met = met
         self._steps = plan(self._sizes, met, self._relations, self._tables.runs)
+        self._ending: dict[int, list[Step] | None] = {}
         self._lookups = {r: self._lookup(r) for r in self._relations}
 
     @property
@@ -140,6 +142,42 @@ class CountProgram:
         Returns:
             The maximum and the maximising counts, ``(classes,)``.
         """
+        own, products = self._prepared(unary, coefficients, weights)
+        messages = self._messages(self._steps, own, products)
+        value = sum(float(t) for t, step in zip(messages, self._steps, strict=True) if not step.scope)
+        return value, self._backtrack(messages, own, products)
+
+    def marginals(
+        self, unary: Sequence[FloatArray], coefficients: FloatArray, weights: FloatArray | None = None
+    ) -> list[FloatArray | None]:
+        """For each class the maximum at each of its allowed counts; None where that needs too large a table.
+
+        One elimination for each class, with the class at its end.
+        """
+        own, products = self._prepared(unary, coefficients, weights)
+        found: list[FloatArray | None] = []
+        for c in range(self._classes):
+            steps = self._ending_with(c)
+            if steps is None:
+                found.append(None)
+                continue
+            messages = self._messages(steps[:-1], own, products)
+            rest = sum(float(t) for t, step in zip(messages, steps, strict=False) if not step.scope)
+            found.append(rest + np.asarray(self._gathered(steps, -1, messages, (own, products))))
+        return found
+
+    def _ending_with(self, c: int) -> list[Step] | None:
+        if c not in self._ending:
+            try:
+                self._ending[c] = plan(self._sizes, self._met, self._relations, self._tables.runs, last=c)
+            except TooWide:
+                self._ending[c] = None
+        return self._ending[c]
+
+    def _prepared(
+        self, unary: Sequence[FloatArray], coefficients: FloatArray, weights: FloatArray | None
+    ) -> tuple[list[FloatArray], Products]:
+        """What each variable is worth by itself, and what each product of two is."""
         own = [*unary, *(np.zeros(size) for size in self._sizes[self._classes :])]
         products: Products = {}
         self._weights = np.zeros(0) if weights is None else weights
@@ -149,23 +187,34 @@ class CountProgram:
                 own[a] = own[a] + value * scale * self._values[a] ** 2
             else:
                 products[a, b] = products.get((a, b), 0.0) + value * scale
-        tables: list[FloatArray] = []
-        for step in self._steps:
+        return own, products
+
+    def _messages(
+        self, steps: Sequence[Step], own: Sequence[FloatArray], products: Products
+    ) -> list[FloatArray]:
+        """What each step leaves for its neighbours."""
+        messages: list[FloatArray] = []
+        for k, step in enumerate(steps):
+            table = self._gathered(steps, k, messages, (own, products))
             if step.relation is None:
-                tables.append(self._maximised(step, self._gathered(step, tables, own, products), products))
+                messages.append(self._maximised(step, table, products))
             else:
-                tables.append(self._determined(step, self._gathered(step, tables, own, products)))
-        value = sum(float(t) for t, step in zip(tables, self._steps, strict=True) if not step.scope)
-        return value, self._backtrack(tables, own, products)
+                messages.append(self._determined(step, table))
+        return messages
 
     def _gathered(
-        self, step: Step, tables: list[FloatArray], own: Sequence[FloatArray], products: Products
+        self,
+        steps: Sequence[Step],
+        place: int,
+        tables: list[FloatArray],
+        worth: tuple[Sequence[FloatArray], Products],
     ) -> FloatArray:
-        """All that depends on the variable and its tabled neighbours, the variable's dimension last."""
+        """All that depends on a step's variable and its tabled neighbours, the variable's dimension last."""
+        step, (own, products) = steps[place], worth
         scope = (*step.tabled, step.variable)
         total = own[step.variable].reshape([1] * len(step.tabled) + [-1])
         for k in step.messages:
-            earlier = self._steps[k].scope
+            earlier = steps[k].scope
             table = tables[k].transpose([earlier.index(c) for c in scope if c in earlier])
             total = total + table.reshape([self._sizes[c] if c in earlier else 1 for c in scope])
         for other in step.coupled:

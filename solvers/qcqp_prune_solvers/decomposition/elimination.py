@@ -71,6 +71,8 @@ def plan(
     products: set[tuple[int, int]],
     relations: Sequence[Relation],
     runs: Runs = lambda variable, neighbours: 1,
+    *,
+    last: int | None = None,
 ) -> list[Step]:
     """Greedy: always the variable that takes the least effort.
 
@@ -81,6 +83,7 @@ def plan(
         products: pairs of different variables that a product or a table couples.
         relations: sums of variables.
         runs: 1 where there are no tables.
+        last: a variable that is to be eliminated after all others.
 
     Raises:
         TooWide: a table above ``TABLE_LIMIT`` is needed.
@@ -88,7 +91,10 @@ def plan(
     state = _State(sizes, products, relations, runs)
     left = set(range(len(sizes)))
     while left:
-        candidates = [step for v in sorted(left) if (step := state.step(v, left)) is not None]
+        open_ = sorted(left - {last}) or sorted(left)
+        candidates = [step for v in open_ if (step := state.step(v, left)) is not None]
+        if not candidates:
+            raise TooWide(f"no order of elimination ends with variable {last}")
         step = min(candidates, key=lambda s: s.effort)
         if step.work > TABLE_LIMIT:
             raise TooWide(f"a table of {step.work:,} entries is needed, at most {TABLE_LIMIT:,} are allowed")

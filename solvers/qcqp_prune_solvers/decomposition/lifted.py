@@ -143,6 +143,24 @@ class Oracle:
             lift: ``N``.
             prices: ``(budgets,)``, non-negative, for a use of the whole limit.
         """
+        orders, constant, data = self._weighed(alpha, lift, prices)
+        value, counts = self.counts.maximise(*data)
+        group_counts = counts[self.couplings.of_group]
+        x = np.zeros(self.program.size)
+        for group, order, n in zip(self.program.groups, orders, group_counts.tolist(), strict=True):
+            x[group.start + order[:n]] = 1.0
+        return value + constant, self.atom(x, group_counts)
+
+    def marginals(self, alpha: FloatArray, lift: Lift, prices: FloatArray) -> list[FloatArray | None]:
+        """For each class the same maximum at each of its allowed counts; None where it is out of reach."""
+        _, constant, data = self._weighed(alpha, lift, prices)
+        found = self.counts.marginals(*data)
+        return [None if values is None else values + constant for values in found]
+
+    def _weighed(
+        self, alpha: FloatArray, lift: Lift, prices: FloatArray
+    ) -> tuple[list[IntArray], float, tuple[list[FloatArray], FloatArray, FloatArray]]:
+        """Order of units, a constant, and the count program's data: unary tables, worth of products and of tables."""
         unary, orders = self._top_sums(alpha)
         coefficients = lift.values.copy()
         constant = 0.0
@@ -156,12 +174,7 @@ class Oracle:
                 coefficients[self.couplings.index[first, second]] += scale * coefficient
         lookups = self.couplings.lookups
         weights = np.asarray([-float(prices[e.constraint]) / self.limits[e.constraint] for e in lookups])
-        value, counts = self.counts.maximise(unary, coefficients, weights)
-        group_counts = counts[self.couplings.of_group]
-        x = np.zeros(self.program.size)
-        for group, order, n in zip(self.program.groups, orders, group_counts.tolist(), strict=True):
-            x[group.start + order[:n]] = 1.0
-        return value + constant, self.atom(x, group_counts)
+        return orders, constant, (unary, coefficients, weights)
 
     def atom(self, x: FloatArray, counts: IntArray) -> Atom:
         """An atom from a point and its counts."""

@@ -118,16 +118,19 @@ class Relaxation:
 
     def bound(self, multipliers: Multipliers) -> Step:
         """Evaluate the bound that multipliers prove."""
-        lift, d, centre, prices = (
-            multipliers.lift,
-            multipliers.diagonal,
-            multipliers.centre,
-            multipliers.prices,
-        )
-        product = self.matrix.times(centre, lift)
-        alpha = self.program.linear + product + d / 2 - d * centre
-        constant = float(-centre @ product / 2 + (d * centre) @ centre / 2) + float(prices.sum())
-        value, atom = self.oracle.solve(alpha, lift, prices)
+        alpha, constant = self.linearised(multipliers)
+        value, atom = self.oracle.solve(alpha, multipliers.lift, multipliers.prices)
         total = self.program.constant + constant + value
-        size = abs(self.program.constant) + abs(constant) + abs(value)
-        return Step(total + SAFETY * size, multipliers, atom)
+        return Step(total + self.margin(constant, value), multipliers, atom)
+
+    def linearised(self, multipliers: Multipliers) -> tuple[FloatArray, float]:
+        """Linear worth of units, ``(n,)``, and the constant that multipliers leave for the oracle."""
+        d, centre = multipliers.diagonal, multipliers.centre
+        product = self.matrix.times(centre, multipliers.lift)
+        alpha = self.program.linear + product + d / 2 - d * centre
+        constant = float(-centre @ product / 2 + (d * centre) @ centre / 2) + float(multipliers.prices.sum())
+        return alpha, constant
+
+    def margin(self, constant: float, value: float) -> float:
+        """What rounding may take from a bound with these parts."""
+        return SAFETY * (abs(self.program.constant) + abs(constant) + abs(value))
