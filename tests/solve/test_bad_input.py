@@ -81,8 +81,10 @@ def test_auto_does_without_what_is_not_installed(monkeypatch: pytest.MonkeyPatch
 def test_arguments_after_the_colon() -> None:
     with pytest.raises(InvalidOptionError, match="no reduction 'nothing' here: choose from"):
         get_backend("highs:nothing")
-    with pytest.raises(SolverUnavailableError, match="leave out what follows the colon"):
+    with pytest.raises(InvalidOptionError, match="SCIP has no reduction 'something' here: choose from"):
         get_backend("scip:something")
+    with pytest.raises(SolverUnavailableError, match="leave out what follows the colon"):
+        get_backend("relaxation:something")
     with pytest.raises(
         SolverUnavailableError,
         match=r"Pyomo knows no solver 'nosuch': .* one that runs here: .*highs",
