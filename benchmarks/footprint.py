@@ -34,7 +34,7 @@ def measure(name: str) -> None:
 
     instance = INSTANCES[name]
     model = instance.build()
-    imported = _peak()
+    imported = peak_mb()
     start = time.perf_counter()
     graph = qp.trace(model, instance.example())
     traced = time.perf_counter()
@@ -49,12 +49,13 @@ def measure(name: str) -> None:
         "trace_seconds": round(traced - start, 2),
         "build_seconds": round(built - traced, 2),
         "peak_mb_before": imported,
-        "peak_mb_after": _peak(),
+        "peak_mb_after": peak_mb(),
     }
     print(json.dumps(row))
 
 
-def _peak() -> int:
+def peak_mb() -> int:
+    """Largest memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

@@ -6,16 +6,17 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def record(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write ``results/<name>.json`` aside, then rename."""
-    packages = ("torch", "numpy", "pyscipopt", "highspy")
+def record(name: str, rows: list[dict[str, Any]], *, packages: Sequence[str] = ()) -> Path:
+    """Write ``results/<name>.json`` aside, then rename. Versions of further packages are noted where installed."""
+    wanted = ("torch", "numpy", "pyscipopt", "highspy", *packages)
     data = {
         "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "machine": {
@@ -23,7 +24,7 @@ def record(name: str, rows: list[dict[str, Any]]) -> Path:
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         },
-        "packages": {p: version(p) for p in packages},
+        "packages": {p: _version(p) for p in wanted},
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
@@ -32,3 +33,10 @@ def record(name: str, rows: list[dict[str, Any]]) -> Path:
     aside.write_text(json.dumps(data, indent=1) + "\n")
     aside.replace(path)
     return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

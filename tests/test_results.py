@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.tables import page
+from benchmarks.growth import exponent
+from benchmarks.tables import PLOT, growth_plot, page
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_results_page_is_made_from_the_results_files() -> None:
     assert (ROOT / "docs" / "results.md").read_text() == page()
+    plot = growth_plot()
+    assert PLOT.is_file() == (plot is not None)
+    assert plot is None or PLOT.read_text() == plot
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmarks" / "results").glob("*.json")))
@@ -31,3 +36,36 @@ def test_every_recorded_run_met_its_budgets_to_the_last_unit() -> None:
         assert row["bound"] >= row["objective"]
         for use in row["used"].values():
             assert use["limit"] is None or use["used"] <= use["limit"]
+
+
+def _recorded(name: str) -> list[dict[str, Any]]:
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"not measured yet: python -m benchmarks.{name}")
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def test_ours_are_the_best_of_the_recorded_rivals() -> None:
+    """The best selection everywhere, the best bound above 250 units, and a proof below them."""
+    rows = _recorded("rivals")
+    for key in {(row["network"], row["budgets"]["macs"]) for row in rows}:
+        mine = [row for row in rows if (row["network"], row["budgets"]["macs"]) == key]
+        ours = [row for row in mine if row["method"] in ("auto", "decomposition")]
+        worths = [row["objective"] for row in mine if row.get("objective") is not None]
+        bounds = [row["bound"] for row in mine if row.get("bound") is not None]
+        assert max(row["objective"] for row in ours) >= max(worths) * (1 - 1e-9), key
+        if ours[0]["units"] > 250:
+            assert min(row["bound"] for row in ours) <= min(bounds) * (1 + 1e-4), key
+        else:
+            assert any(row["proved"] for row in mine if row.get("proved") is not None), key
+        for row in mine:
+            assert row.get("bound") is None or row["bound"] >= max(worths) * (1 - 1e-6), row["method"]
+
+
+def test_recorded_growth_is_at_most_linear_in_pairs() -> None:
+    rows = _recorded("growth")
+    pairs = [row["pairs"] for row in rows]
+    assert [row["width"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
+    for quantity in ("seconds", "solve_mb"):
+        assert exponent(pairs, [row[quantity] for row in rows]) <= 1.0
