@@ -153,8 +153,9 @@ class Held:
         )
         if raw.termination.reason is Reason.INFEASIBLE and raw.x is None and self.x is not None:
             # Nothing that is left is worth as much as what is held.
+            bound = max(outside, self.objective or outside)
             return replace(
-                raw, x=self.x, bound=outside, termination=Termination(Reason.OPTIMAL), proof=None, tangents=()
+                raw, x=self.x, bound=bound, termination=Termination(Reason.OPTIMAL), proof=None, tangents=()
             )
         found = raw.restriction
         return replace(
@@ -175,11 +176,11 @@ class Held:
             )
         if answer is not None and (self.objective is None or answer.objective > self.objective):
             self.x, self.objective = answer.x, answer.objective
+        if raw.restriction is not None:
+            self._restrict(name, raw.restriction)
         bound = answer.bound if answer is not None else raw.bound
         if bound is not None:
             self._tighten(name, bound, raw)
-        if raw.restriction is not None:
-            self.restriction = self.restriction & raw.restriction
         self.termination = raw.termination
         self.solvers.append(name)
         if raw.solver_version:
@@ -189,6 +190,16 @@ class Held:
         if raw.reduction:
             self.reductions.append(raw.reduction)
         self.statistics.update({f"{name}.{key}": value for key, value in raw.statistics.items()})
+
+    def _restrict(self, name: str, found: Restriction) -> None:
+        if self.x is not None and self.objective is not None:
+            slip = tolerance(self.objective, self.program)
+            if self.objective > found.worth + slip and not found.holds(self.program, self.x):
+                raise BackendError(
+                    f"solver {name!r} claims that no selection outside of its restriction is worth more than "
+                    f"{found.worth!r}, and a checked one is: choose another solver, and report it with the problem file"
+                )
+        self.restriction = self.restriction & found
 
     def _tighten(self, name: str, bound: float, raw: RawSolution) -> None:
         if self.objective is not None and bound < self.objective:

@@ -9,6 +9,7 @@ import pytest
 
 from qcqp_prune.errors import BackendError, SolverUnavailableError
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.restriction import Restriction
 from qcqp_prune.solve import auto
 from qcqp_prune.solve.backend import Availability, Backend, Outlook, ProblemClass, Role, get_backend
 from qcqp_prune.solve.options import SolveOptions
@@ -28,6 +29,7 @@ class Fake:
     available: bool = True
     classes: tuple[ProblemClass, ...] = (ProblemClass(2, 2),)
     calls: list[SolveOptions] = field(default_factory=list)
+    restriction: Restriction | None = None
 
     def availability(self) -> Availability:
         return Availability(self.available, "" if self.available else "missing")
@@ -38,7 +40,9 @@ class Fake:
     def solve(self, program: Program, options: SolveOptions) -> RawSolution:
         self.calls.append(options)
         if self.uses is None:
-            return RawSolution(Termination(Reason.BOUND_COMPUTED), bound=self.bound)
+            return RawSolution(
+                Termination(Reason.BOUND_COMPUTED), bound=self.bound, restriction=self.restriction
+            )
         return get_backend(self.uses).solve(program, SolveOptions(seed=options.seed, gap_limit=0.0))
 
 
@@ -154,3 +158,20 @@ def test_a_liar_loses_its_bound_not_the_selection(cast) -> None:  # type: ignore
     cast(Fake("lost", Outlook(Role.SEARCHES, 1, "x"), bound=1.0), bounder(-1.0))
     with pytest.raises(BackendError):
         solve(problem, Fake("lost", None, uses=None, bound=float("nan")))
+
+
+def test_a_false_restriction_is_noticed(cast) -> None:  # type: ignore[no-untyped-def]
+    """A backend that rules out the selection held, which is worth more than it says, is not believed."""
+    problem = random_problem(0)
+    best = exhaustive(problem)
+    liar = bounder(1.2 * best.objective, rank=5, name="liar")
+    program = Program.from_problem(problem)
+    nothing = np.zeros(program.size, np.bool_)
+    counts = tuple(g.counts for g in program.groups)
+    false = Restriction(nothing, best.mask[program.units], counts, 0.5 * best.objective)
+    liar.restriction = false
+    cast(searcher(), liar, bounder(1.1 * best.objective, rank=1))
+    report = solve(problem, "auto")
+    assert report.objective == pytest.approx(best.objective)
+    assert report.bound == pytest.approx(1.1 * best.objective)
+    assert any("liar gave nothing" in n and "restriction" in n for n in report.notes)
