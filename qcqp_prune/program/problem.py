@@ -48,15 +48,26 @@ Budgets = BudgetValue | Mapping[str, BudgetValue]
 
 @dataclass(frozen=True)
 class Budget:
-    """At most ``at_most`` units of a resource, or at most the share ``fraction`` of what the dense network uses."""
+    """At most ``at_most`` units of a resource, or at most the share ``fraction`` of what the dense network uses.
+
+    A band also has a lower end, ``at_least`` units or ``least_fraction``.
+    """
 
     resource: str
     at_most: int | None = None
     fraction: Fraction | None = None
+    at_least: int | None = None
+    least_fraction: Fraction | None = None
 
     def limit(self, dense: int) -> int:
         """The largest integer use that meets the budget."""
         return self.at_most if self.at_most is not None else math.floor(Fraction(self.fraction or 0) * dense)
+
+    def least(self, dense: int) -> int | None:
+        """The smallest integer use in the band, None where there is no lower end."""
+        if self.at_least is not None or self.least_fraction is None:
+            return self.at_least
+        return math.ceil(self.least_fraction * dense)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +77,7 @@ class BudgetRow:
     Attributes:
         dense, smallest: use of the whole network, and the least that any allowed selection reaches.
         limit: largest allowed use, None where the resource is only reported.
+        least: smallest allowed use, None where there is none.
     """
 
     resource: str
@@ -74,6 +86,7 @@ class BudgetRow:
     dense: int
     smallest: int
     limit: int | None = None
+    least: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +122,7 @@ class PruningProblem:
             objective: from an importance, over the graph's units.
             budgets: ``"50%"`` or ``300_000_000`` for MACs, or a mapping such as ``{"macs": "50%", "params": "2M"}``.
                 Percentages and floats up to 1 are shares of the dense network; suffixes k, M, G and, for bytes,
-                kB, MB, GB are decimal.
+                kB, MB, GB are decimal. ``"49.8%..50%"`` also asks that at least so much is used.
             resources: further resources, usable by name in ``budgets``.
 
         Raises:
@@ -143,7 +156,7 @@ class PruningProblem:
             _require_monotone(name, form)
             dense = form.evaluate([g.width for g in graph.groups])
             row = BudgetRow(name, resource.unit, form, dense, form.evaluate(counts))
-            rows.append(replace(row, limit=parsed[name].limit(dense)) if name in parsed else row)
+            rows.append(_limited(row, parsed[name]) if name in parsed else row)
         problem = cls(graph, objective, tuple(rows))
         problem.require_feasible()
         return problem
@@ -259,7 +272,32 @@ def parse_budgets(budgets: Budgets, known: Mapping[str, Resource]) -> list[Budge
             raise InvalidBudgetError(
                 f"unknown resource {name!r} in budgets: choose from {', '.join(sorted(known))}"
             )
-    return [_parse_budget(name, value) for name, value in budgets.items()]
+    return [_parse_band(name, value) for name, value in budgets.items()]
+
+
+def _limited(row: BudgetRow, budget: Budget) -> BudgetRow:
+    """A row with its limits in whole units."""
+    limit, least = budget.limit(row.dense), budget.least(row.dense)
+    if least is None:
+        return replace(row, limit=limit)
+    if len(row.form.parts) > 1:
+        raise InvalidBudgetError(
+            f"{row.resource} is the largest of several steps, so it takes no lower end: give an upper one only"
+        )
+    if least > min(limit, row.dense):
+        raise InvalidBudgetError(
+            f"no use of {row.resource} lies between {least:,} and {min(limit, row.dense):,} {row.unit}: widen the band"
+        )
+    return replace(row, limit=limit, least=least)
+
+
+def _parse_band(name: str, value: BudgetValue) -> Budget:
+    """A budget, or two of them with ``..`` between."""
+    if not isinstance(value, str) or ".." not in value:
+        return _parse_budget(name, value)
+    low, _, high = value.partition("..")
+    least, most = _parse_budget(name, low), _parse_budget(name, high)
+    return replace(most, at_least=least.at_most, least_fraction=least.fraction)
 
 
 _NUMBER = re.compile(r"\s*([0-9][0-9_,]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+)\s*(%|[kMG]?B?)\s*")

@@ -67,12 +67,16 @@ class GroupPair:
 
 @dataclass(frozen=True, eq=False)
 class CountConstraint:
-    """``form(n) <= limit`` over the counts of the program's groups, in exact integers."""
+    """``at_least <= form(n) <= limit`` over the counts of the program's groups, in exact integers.
+
+    A bound may leave the lower end out; a selection must meet both.
+    """
 
     name: str
     unit: str
     form: CountForm
     limit: int
+    at_least: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +152,17 @@ class Program:
 
     def counts_feasible(self, counts: IntArray) -> bool:
         """The same for counts ``(group_count,)``: but for links, nothing else enters the constraints."""
+        return self.counts_within(counts) and all(
+            c.at_least is None or c.form.evaluate(counts) >= c.at_least for c in self.constraints
+        )
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether some budget has a lower end too."""
+        return any(c.at_least is not None for c in self.constraints)
+
+    def counts_within(self, counts: IntArray) -> bool:
+        """The same without the lower ends of bands: where the least counts fail, nothing is feasible."""
         ties: dict[int, int] = {}
         for group, n in zip(self.groups, counts.tolist(), strict=True):
             if n not in group.counts or ties.setdefault(group.tie, n) != n:
@@ -256,7 +271,10 @@ def _constraints(row: BudgetRow, index: dict[int, int], problem: PruningProblem)
     if len(parts) > 1:
         binding = [p for p in parts if p.evaluate(widths) > row.limit]
         parts = binding or [max(parts, key=lambda p: p.evaluate(widths))]
-    return [CountConstraint(row.resource, row.unit, _restrict(p, index, widths), row.limit) for p in parts]
+    return [
+        CountConstraint(row.resource, row.unit, _restrict(p, index, widths), row.limit, row.least)
+        for p in parts
+    ]
 
 
 class _Gather:

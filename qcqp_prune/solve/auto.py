@@ -71,7 +71,7 @@ def run_auto(held: Held) -> None:
         for offer in team[Role.BOUNDS]:
             if offer[0].name not in used[Role.BOUNDS]:
                 _stage(held, offer, _left(held, total), bound_only=held.x is not None)
-    if held.x is None and held.interrupted:
+    if held.x is None and held.interrupted and not held.program.has_bands:
         held.hold_least()
     if held.bound is None and not held.interrupted:
         held.notes.append(

@@ -28,6 +28,7 @@ class Usage:
         unit: unit of all the numbers.
         dense: use of the whole network.
         smallest: least use that any allowed selection reaches.
+        least: smallest allowed use, None where there is none.
     """
 
     used: int
@@ -35,6 +36,7 @@ class Usage:
     unit: str
     dense: int
     smallest: int
+    least: int | None = None
 
     @property
     def slack(self) -> int | None:

@@ -30,6 +30,7 @@ class Reason(Enum):
     )
     INTERRUPTED = "The run was interrupted and returned what it held: solve again from it with warm_start."
     INFEASIBLE = "The solver proved that no selection meets every budget: raise a budget or lower min_keep."
+    NOTHING_FOUND = "The search found no selection in the band: widen it, or name a solver that proves."
     FAILED = "The solver failed: read the log in the report, and try another solver."
 
 
@@ -98,6 +99,7 @@ class RawSolution:
         proof: what proves a bound of at most ``bound``, None where that cannot be written down.
         tangents: bounds as functions of the limits.
         restriction: what the backend proved of single units and counts; ``auto`` hands the rest to other solvers.
+        near: where no point is held, one that misses nothing but the lower end of a band, for the message.
     """
 
     termination: Termination
@@ -112,6 +114,7 @@ class RawSolution:
     proof: AnyProof | None = field(default=None, repr=False)
     tangents: tuple[Tangent, ...] = field(default=(), repr=False)
     restriction: Restriction | None = None
+    near: npt.NDArray[Any] | None = None
 
 
 class TraceRecorder:

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from qcqp_prune.errors import BackendError, InvalidOptionError, NoIncumbentError
+from qcqp_prune.errors import BackendError, InfeasibleError, InvalidOptionError, NoIncumbentError
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.problem import PruningProblem
@@ -139,13 +139,13 @@ def _report(held: Held, options: SolveOptions, interrupted: bool) -> SolveReport
     termination = held.termination or Termination(Reason.INTERRUPTED)
     name = " + ".join(held.solvers) or "none"
     if held.x is None or held.objective is None:
-        _raise_without(termination, name)
+        _raise_without(held, termination, name)
     if interrupted and termination.reason is not Reason.OPTIMAL:
         termination = Termination(Reason.INTERRUPTED)
     mask = held.program.mask(held.x)
     used = held.problem.usage(mask)
     usage = {
-        row.resource: Usage(used[row.resource], row.limit, row.unit, row.dense, row.smallest)
+        row.resource: Usage(used[row.resource], row.limit, row.unit, row.dense, row.smallest, row.least)
         for row in held.problem.rows
     }
     return SolveReport(
@@ -177,7 +177,9 @@ def _certificate(held: Held) -> Certificate | None:
     return Certificate(held.problem, held.x, held.objective, bound, held.proof)
 
 
-def _raise_without(termination: Termination, name: str) -> NoReturn:
+def _raise_without(held: Held, termination: Termination, name: str) -> NoReturn:
+    if held.program.has_bands:
+        _raise_outside(held, termination, name)
     if termination.reason is Reason.INFEASIBLE:
         raise BackendError(
             f"solver {name!r} claims that no selection meets the budgets, but the least allowed counts do: choose "
@@ -190,3 +192,24 @@ def _raise_without(termination: Termination, name: str) -> NoReturn:
         f"solver {name!r} stopped without any selection. {why} Give it one to start from "
         '(warm_start), or use solver="auto", which always searches first'
     )
+
+
+def _raise_outside(held: Held, termination: Termination, name: str) -> NoReturn:
+    """No selection within the bands of budgets that also have a lower end."""
+    rows = [r for r in held.problem.rows if r.least is not None]
+    used = None if held.near is None else held.problem.usage(held.program.mask(held.near))
+    wanted = "; ".join(
+        f"{r.resource}: {r.least:,} to {r.limit:,} {r.unit} were asked for"
+        + ("" if used is None else f", the nearest reached is {used[r.resource]:,}")
+        for r in rows
+    )
+    advice = "Widen the band, lower round_to, or give more time"
+    if termination.reason is Reason.INFEASIBLE:
+        row = rows[0]
+        raise InfeasibleError(
+            f"no selection lies in the band, which solver {name!r} proved. {wanted}. {advice}",
+            resource=row.resource,
+            limit=row.limit or 0,
+            smallest=row.smallest,
+        )
+    raise NoIncumbentError(f"solver {name!r} found no selection in the band. {wanted}. {advice}")

@@ -33,6 +33,7 @@ class Held:
         tangents: bounds as functions of the limits, from all backends.
         termination: of the last backend that ran.
         restriction: what is proved of single units and counts.
+        near: where nothing is held, a point that misses a band only.
     """
 
     problem: PruningProblem
@@ -52,6 +53,7 @@ class Held:
     notes: list[str] = field(default_factory=list)
     statistics: dict[str, float] = field(default_factory=dict)
     restriction: Restriction = field(init=False)
+    near: BoolArray | None = None
     recorder: TraceRecorder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -181,6 +183,8 @@ class Held:
         bound = answer.bound if answer is not None else raw.bound
         if bound is not None:
             self._tighten(name, bound, raw)
+        if raw.near is not None:
+            self.near = np.asarray(raw.near, np.bool_)
         self.termination = raw.termination
         self.solvers.append(name)
         if raw.solver_version:

@@ -119,6 +119,11 @@ def _require_budgets(problem: PruningProblem, mask: BoolArray, name: str) -> Non
                 name,
                 f"it uses {used[row.resource]:,} {row.unit} of {row.resource}, the budget is {row.limit:,}",
             )
+        if row.least is not None and used[row.resource] < row.least:
+            raise _error(
+                name,
+                f"it uses {used[row.resource]:,} {row.unit} of {row.resource}, at least {row.least:,} were asked for",
+            )
 
 
 def _checked_bound(raw: RawSolution, name: str) -> float | None:

@@ -78,7 +78,8 @@ def _is_feasible(problem: PruningProblem, counts: IntArray) -> BoolArray:
         if group.tie is not None:
             ok &= counts[:, g] == counts[:, first.setdefault(group.tie, g)]
     for row in problem.budgeted:
-        ok &= _uses(row.form, counts) <= (row.limit or 0)
+        uses = _uses(row.form, counts)
+        ok &= (uses <= (row.limit or 0)) & (uses >= (row.least or 0))
     return ok
 
 

@@ -19,6 +19,7 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
+from qcqp_prune_solvers.search.bands import enter_bands, shortage
 from qcqp_prune_solvers.search.blocks import sweep
 from qcqp_prune_solvers.search.moves import drop_to_budget, exchange, fill, perturb, polish
 from qcqp_prune_solvers.search.state import State
@@ -57,7 +58,7 @@ class BlockCoordinateBackend:
         if (answer := answer_to_nothing(program)) is not None:
             return replace(answer, solver_version=version("qcqp-prune"))
         least = np.asarray([g.counts[0] for g in program.groups], dtype=np.int64)
-        if not program.counts_feasible(least):
+        if not program.counts_within(least):
             # Costs never fall with counts, so this is a proof.
             return RawSolution(Termination(Reason.INFEASIBLE), solver_version=version("qcqp-prune"))
         return _Search(program, options).run()
@@ -74,6 +75,8 @@ class _Search:
         self.recorder = TraceRecorder(options.on_event)
         self.state = State(self.structure, np.ones(program.size, np.bool_))
         self.best_x: BoolArray | None = None
+        self.near: BoolArray | None = None
+        self.missing = np.inf
         self.best_value = -np.inf
         self.log: list[str] = []
 
@@ -122,7 +125,7 @@ class _Search:
         low, high = 0.0, 1.0
         for _ in range(30):
             middle = (low + high) / 2
-            if program.counts_feasible(self._group_counts(middle, shares)):
+            if program.counts_within(self._group_counts(middle, shares)):
                 low = middle
             else:
                 high = middle
@@ -161,6 +164,8 @@ class _Search:
 
     def _hold(self, name: str) -> None:
         """Keep the state where it is the best so far."""
+        if not enter_bands(self.state) and shortage(self.state) < self.missing:
+            self.missing, self.near = shortage(self.state), self.state.x.copy()
         value = self.program.objective(self.state.x)
         if value > self.best_value and self.program.is_feasible(self.state.x):
             self.best_x, self.best_value = self.state.x.copy(), value
@@ -182,7 +187,8 @@ class _Search:
 
     def _result(self) -> RawSolution:
         options = self.options
-        termination = Termination(Reason.SEARCH_ENDED)
+        found = self.best_x is not None
+        termination = Termination(Reason.SEARCH_ENDED) if found else Termination(Reason.NOTHING_FOUND)
         if options.stop():
             termination = Termination(Reason.INTERRUPTED)
         elif options.work_limit is not None and self.state.work >= options.work_limit:
@@ -192,7 +198,8 @@ class _Search:
         return RawSolution(
             termination=termination,
             x=self.best_x,
-            objective=self.best_value,
+            objective=self.best_value if found else None,
+            near=self.near,
             trace=self.recorder.points,
             log="\n".join(self.log) + "\n",
             solver_version=version("qcqp-prune"),

@@ -303,7 +303,12 @@ def _quadratic_model(program: Program) -> tuple[Any, list[Any]]:
             terms += _table_terms(m, table, allowed)
         if terms:
             divisor, side = scaled_side([int(c) for c, _ in terms], constraint.limit - form.constant)
-            m.rows.add(sum(c / divisor * term for c, term in terms) <= side)
+            total = sum(c / divisor * term for c, term in terms)
+            if constraint.at_least is None:
+                m.rows.add(total <= side)
+            else:
+                # One row with two ends: SCIP 10.0 crashes where the same products stand in two rows.
+                m.rows.add(pyo.inequality((constraint.at_least - form.constant) / divisor, total, side))
     return m, [m.x[i] for i in range(program.size)]
 
 

@@ -62,7 +62,7 @@ class RelaxationBackend:
         if (answer := answer_to_nothing(program)) is not None:
             return replace(answer, solver_version=_version())
         least = np.asarray([g.counts[0] for g in program.groups], dtype=np.int64)
-        if not program.counts_feasible(least):
+        if not program.counts_within(least):
             # Costs never fall with counts, so this is a proof.
             return RawSolution(Termination(Reason.INFEASIBLE), solver_version=_version())
         reduction = _choose(program)
@@ -79,6 +79,11 @@ class RelaxationBackend:
         x = _rounded(program, reduction.invert(program, relaxed.point))
         if options.warm_start is not None and program.objective(options.warm_start) >= program.objective(x):
             x = options.warm_start
+        if not program.is_feasible(x):
+            missed = Termination(Reason.BOUND_COMPUTED)
+            return RawSolution(
+                missed, near=x, bound=relaxed.bound, trace=recorder.points, reduction=reduction.name
+            )
         worth = program.objective(x)
         recorder.add(TracePoint(time.perf_counter() - started, relaxed.iterations, worth, relaxed.bound))
         closed = is_closed(program, worth, relaxed.bound, options.gap_limit)

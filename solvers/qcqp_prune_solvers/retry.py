@@ -130,7 +130,10 @@ def _mended(program: Program, options: SolveOptions, attempt: Attempt) -> RawSol
 def _lowered(program: Program, counts: IntArray) -> Program:
     def lower(c: CountConstraint) -> CountConstraint:
         excess = max(c.form.evaluate(counts) - c.limit, 0)
-        return replace(c, limit=c.limit - excess)
+        if c.at_least is None:
+            return replace(c, limit=c.limit - excess)
+        lack = max(c.at_least - c.form.evaluate(counts), 0)
+        return replace(c, limit=c.limit - excess, at_least=c.at_least + lack)
 
     return replace(program, constraints=tuple(lower(c) for c in program.constraints))
 

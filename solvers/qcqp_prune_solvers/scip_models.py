@@ -125,7 +125,12 @@ class NativeModel:
             terms.append(c // common * self.n[g] * self.n[h])
         terms += [c // common * column for c, column in looked_up]
         if terms:
-            self.model.addCons(quicksum(terms) <= limit)
+            if constraint.at_least is None:
+                self.model.addCons(quicksum(terms) <= limit)
+            else:
+                least = -((form.constant - constraint.at_least) // common)
+                # One row with two ends: SCIP 10.0 crashes where the same products stand in two rows.
+                self.model.addCons(least <= (quicksum(terms) <= limit))
             tolerance = min(max(0.3 / max(limit, 1), TIGHTEST), LOOSEST)
             if tolerance < float(self.model.getParam("numerics/feastol")):
                 self.model.setParam("numerics/feastol", tolerance)

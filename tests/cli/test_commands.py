@@ -401,3 +401,12 @@ def test_resources_that_cannot_be_made_are_refused(run, traced: Path, tmp_path: 
     result = run("solve", traced, "-b", "latency=50%", "-o", tmp_path / "m.json", *words)
     assert result.code == 2
     assert message in result.err
+
+
+def test_a_band_is_kept(run, traced: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks.json"
+    solved = run("solve", traced, "-b", "macs=45%..50%", "-o", masks)
+    assert solved.code == 0, solved.err
+    usage = json.loads(masks.read_text())["usage"]["macs"]
+    assert (usage["least"], usage["limit"]) == (-(-DENSE_MACS * 45 // 100), DENSE_MACS // 2)
+    assert usage["least"] <= usage["used"] <= usage["limit"]

@@ -155,7 +155,9 @@ class CountModel:
             divisor, side = scaled_side([c for _, c in entries], constraint.limit - form.constant)
             columns = np.asarray([column for column, _ in entries], np.int64)
             costs = np.asarray([c / divisor for _, c in entries])
-            self.builder.block(costs[None, :], columns, upper=side)
+            least = constraint.at_least
+            lower = -np.inf if least is None else (least - form.constant) / divisor
+            self.builder.block(costs[None, :], columns, lower=lower, upper=side)
 
 
 def scaled_side(coefficients: list[int], limit: int) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from qcqp_prune_solvers.decomposition.elimination import TooWide
 from qcqp_prune_solvers.decomposition.fixing import restriction
 from qcqp_prune_solvers.decomposition.proofs import proof_of, tangent_of
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
+from qcqp_prune_solvers.search.bands import enter_bands
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
@@ -203,6 +204,8 @@ class _Run:
             return False
         polish(self._state)
         fill(self._state)
+        if not enter_bands(self._state):
+            return False
         value = self.program.objective(self._state.x)
         if value <= self.objective or not self.program.is_feasible(self._state.x):
             return False

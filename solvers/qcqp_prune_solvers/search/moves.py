@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qcqp_prune.program.coefficients import BoolArray, FloatArray
+from qcqp_prune_solvers.search.bands import enter_bands
 from qcqp_prune_solvers.search.state import Snapshot, State
 
 Stop = Callable[[], bool]
@@ -112,6 +113,7 @@ def shift(state: State, t: int, steps: int) -> bool:
         fill(state, skip=t if steps < 0 else None)
         polish(state, rounds=3)
         fill(state)
+        good = enter_bands(state)
     if not good or state.value <= saved.value + 1e-10 * abs(saved.value):
         state.restore(saved)
         return False
@@ -156,6 +158,7 @@ def perturb(state: State, rng: np.random.Generator, trials: int, heat: float, st
             fill(state)
             polish(state, rounds=3)
             fill(state)
+            good = enter_bands(state)
         if not good or state.value < saved.value - allowance * rng.random():
             state.restore(saved)
         elif state.value > best.value + 1e-10 * abs(best.value):

@@ -32,6 +32,7 @@ class Structure:
         neighbours: for each group its couplings ``(other group, coefficients with own units in the rows)``; a group
             coupled with itself has its symmetric matrix there.
         limits: ``(k,)`` limit of each budget, without the constant.
+        least: ``(k,)`` lower end of each band, without the constant; below any use where there is none.
         linear: ``(k, classes)`` cost of one unit of each class.
         curvature: ``(k, classes, classes)`` symmetric ``H`` of ``cost = linear . N + N^T H N / 2``.
         colours: sets of classes without coupling among themselves, in the objective or in a budget.
@@ -46,6 +47,7 @@ class Structure:
     allowed: tuple[IntArray, ...]
     neighbours: tuple[tuple[tuple[int, Coefficient], ...], ...]
     limits: IntArray
+    least: IntArray
     linear: IntArray
     curvature: IntArray
     colours: tuple[IntArray, ...]
@@ -63,6 +65,10 @@ class Structure:
         allowed = tuple(np.asarray(program.groups[m[0]].counts, dtype=np.int64) for m in members)
         costs = [_class_costs(c, class_of, count) for c in program.constraints]
         limits = np.asarray([c.limit - c.form.constant for c in program.constraints], dtype=np.int64)
+        least = np.asarray(
+            [-1 if c.at_least is None else c.at_least - c.form.constant for c in program.constraints],
+            dtype=np.int64,
+        )
         linear = np.asarray([a for a, _ in costs], dtype=np.int64).reshape(-1, count)
         curvature = np.asarray([h for _, h in costs], dtype=np.int64).reshape(-1, count, count)
         coupled = _coupled(program, class_of, count) | (curvature != 0).any(axis=0)
@@ -81,6 +87,7 @@ class Structure:
             allowed,
             _neighbours(program),
             limits,
+            least,
             linear,
             curvature,
             _colours(coupled),
