@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +16,10 @@ from qcqp_prune.graph.channels import BoolArray
 class ShapeConv2d(nn.Module):
     """A 2-d convolution, zero padded, each of whose filters has its own set of kernel positions.
 
-    ``y[j] = bias[j] + sum over columns k of filter j of weight[k] . x shifted to the kernel position of k``: for each
-    kernel position one 1 x 1 convolution of the shifted input with the filters that have it, added to their outputs. It
-    takes exactly ``H_out W_out in_channels |columns|`` multiply-adds. A filter without a column gives its bias.
+    ``y[j] = bias[j] + sum over columns k of filter j of weight[k] . x shifted to the kernel position of k``. It takes
+    exactly ``H_out W_out in_channels |columns|`` multiply-adds, as 1 x 1 convolutions: where input and output are of
+    one size, of the input with all columns at once, shifted afterwards; else of the shifted input for each kernel
+    position. A filter without a column gives its bias.
 
     Args:
         conv: gives channels, strides, padding, dilation, bias, mode; its weight is not used.
@@ -58,35 +59,62 @@ class ShapeConv2d(nn.Module):
         """Map ``(N, in_channels, H, W)``, or one image without N, to what the convolution gives."""
         if x.ndim == 3:
             return self.forward(x[None])[0]
+        out = self._shifted_outputs(x) if self._keeps_size() else self._shifted_inputs(x)
+        return out if self.bias is None else out + self.bias[:, None, None]
+
+    def _keeps_size(self) -> bool:
+        """Whether the output has a position for each of the input, so that either may be shifted."""
+        spans = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        left, right, top, bottom = self._pads
+        return self.stride == (1, 1) and [top + bottom, left + right] == spans
+
+    def _positions(self) -> Iterator[tuple[int, int, slice]]:
+        """Row and column, in pixels, of each kernel position that has columns, and their rows of the weight."""
+        first = 0
+        for position, count in enumerate(self._per_position):
+            if count:
+                a, b = divmod(position, self.kernel_size[1])
+                yield a * self.dilation[0], b * self.dilation[1], slice(first, first + count)
+            first += count
+
+    def _shifted_outputs(self, x: Tensor) -> Tensor:
+        """All columns in one product; what each kernel position gives is added where it falls. The faster way."""
+        height, width = x.shape[2:]
+        parts = F.conv2d(x, self.weight[:, :, None, None])
+        out = parts.new_zeros((x.shape[0], self.out_channels, height, width))
+        filters = self.columns % self.out_channels
+        for a, b, rows in self._positions():
+            down, right = a - self._pads[2], b - self._pads[0]
+            if abs(down) >= height or abs(right) >= width:
+                continue  # falls on padding everywhere
+            ys, xs = (max(0, -down), max(0, down)), (max(0, -right), max(0, right))
+            seen = parts[:, rows, ys[1] : height - ys[0], xs[1] : width - xs[0]]
+            place = out[:, :, ys[0] : height - ys[1], xs[0] : width - xs[1]]
+            place.index_add_(1, filters[rows], seen)
+        return out
+
+    def _shifted_inputs(self, x: Tensor) -> Tensor:
+        """One product for each kernel position, with the pixels that it sees."""
         padded = F.pad(x, self._pads) if any(self._pads) else x
         height, width = (
             (padded.shape[d + 2] - self.dilation[d] * (self.kernel_size[d] - 1) - 1) // self.stride[d] + 1
             for d in (0, 1)
         )
         out: Tensor | None = None
-        first = 0
-        for position, count in enumerate(self._per_position):
-            if not count:
-                continue
-            rows = slice(first, first + count)
-            first += count
-            a, b = divmod(position, self.kernel_size[1])
-            top, left = a * self.dilation[0], b * self.dilation[1]
+        filters = self.columns % self.out_channels
+        for a, b, rows in self._positions():
             seen = padded[
                 :,
                 :,
-                top : top + (height - 1) * self.stride[0] + 1 : self.stride[0],
-                left : left + (width - 1) * self.stride[1] + 1 : self.stride[1],
+                a : a + (height - 1) * self.stride[0] + 1 : self.stride[0],
+                b : b + (width - 1) * self.stride[1] + 1 : self.stride[1],
             ]
             part = F.conv2d(seen, self.weight[rows, :, None, None])
-            if count == self.out_channels:
-                out = part if out is None else out + part
-                continue
             if out is None:
                 out = part.new_zeros((x.shape[0], self.out_channels, height, width))
-            out = out.index_add(1, self.columns[rows] - position * self.out_channels, part)
+            out.index_add_(1, filters[rows], part)
         assert out is not None, "a layer keeps at least one column"
-        return out if self.bias is None else out + self.bias[:, None, None]
+        return out
 
     def dense(self) -> nn.Conv2d:
         """A new convolution that computes the same, with zeros where there is no column."""

@@ -34,6 +34,8 @@ GEOMETRIES: list[dict[str, Any]] = [
     {"kernel_size": 4, "padding": "same"},
     {"kernel_size": (1, 3), "padding": "valid", "stride": (2, 1)},
     {"kernel_size": 5, "stride": 3, "dilation": 2, "padding": 4},
+    {"kernel_size": (7, 5), "padding": (3, 2)},
+    {"kernel_size": 3, "dilation": (10, 2), "padding": (10, 2)},  # taps that see padding only
 ]
 
 
@@ -77,8 +79,9 @@ def test_multiplies_for_its_columns_only(geometry: dict[str, Any]) -> None:
     assert shape.weight.numel() == 3 * int(kept.sum())
 
 
-def test_gradients_are_those_of_the_convolution() -> None:
-    conv, shape, kept = pair(kernel_size=3, stride=2, padding=1)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_are_those_of_the_convolution(stride: int) -> None:
+    conv, shape, kept = pair(kernel_size=3, stride=stride, padding=1)
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
     for module, own in zip((conv, shape), inputs, strict=True):
@@ -100,8 +103,9 @@ def test_weights_of_other_columns_are_refused() -> None:
         other.load_state_dict(shape.state_dict())
 
 
-def test_exports_and_compiles() -> None:
-    _, shape, _ = pair(kernel_size=3, stride=2, padding=1)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_exports_and_compiles(stride: int) -> None:
+    _, shape, _ = pair(kernel_size=3, stride=stride, padding=1)
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(shape, (x,), dynamic_shapes=({0: batch},)).module()
