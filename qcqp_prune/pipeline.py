@@ -19,7 +19,7 @@ from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
-from qcqp_prune.graph.trace import Ignored, trace
+from qcqp_prune.graph.trace import Ignored, Sharing, trace
 from qcqp_prune.importance import Magnitude
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
@@ -106,6 +106,7 @@ def prune(
     min_keep: Amount = 1,
     residual_streams: bool = False,
     columns: Columns = False,
+    sharing: Sharing = "strict",
     resources: Sequence[Resource] = (),
     realisation: Realisation = "auto",
     time_limit: float | None = None,
@@ -127,6 +128,7 @@ def prune(
         min_keep: as for ``trace``.
         residual_streams: as for ``trace``.
         columns: as for ``trace``.
+        sharing: as for ``trace``.
         resources: further resources to budget and to measure.
         realisation: as for ``shrink_and_verify``.
         time_limit: as for ``solve``.
@@ -159,6 +161,7 @@ def prune(
             min_keep=min_keep,
             residual_streams=residual_streams,
             columns=columns,
+            sharing=sharing,
         )
     watch.traced(graph)
     with clock("score"):

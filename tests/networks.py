@@ -48,22 +48,34 @@ def liven(model: nn.Module, seed: int = 0) -> nn.Module:
 def random_masks(graph: ChannelGraph, seed: int, share: float | None = None) -> Masks:
     """Allowed counts drawn group by group (tied groups alike), then which units; about ``share`` where given."""
     rng = np.random.default_rng(seed)
+    allowed = allowed_counts(graph)
+    for _ in range(50 if len(graph.links) else 1):
+        flat = _drawn(graph, allowed, rng, share)
+        counts = np.bincount(graph.group_of_unit[flat], minlength=len(graph.groups)).tolist()
+        has_columns = any(layer.columns is not None for layer in graph.layers)
+        if has_columns or all(n in a for n, a in zip(counts, allowed, strict=True)):
+            return Masks.from_flat(graph, flat)
+    return all_kept(graph)
+
+
+def _drawn(
+    graph: ChannelGraph, allowed: list[list[int]], rng: np.random.Generator, share: float | None
+) -> BoolArray:
     flat = np.ones(graph.unit_count, np.bool_)
     drawn: dict[str, int] = {}
-    for g, allowed in enumerate(allowed_counts(graph)):
-        group = graph.groups[g]
-        count = int(rng.choice(allowed))
+    for g, group in enumerate(graph.groups):
+        count = int(rng.choice(allowed[g]))
         if share is not None:
-            count = min(allowed, key=lambda n: abs(n - share * group.width))
+            count = min(allowed[g], key=lambda n: abs(n - share * group.width))
         if group.tie is not None:
             count = drawn.setdefault(group.tie, count)
-        kept = rng.permutation(group.width) < count
-        flat[graph.units(g)] = kept
-    if len(graph.links):
-        stays = np.asarray([len(a) == 1 for a in allowed_counts(graph)])[graph.group_of_unit]
+        flat[graph.units(g)] = rng.permutation(group.width) < count
+    if not len(graph.links):
+        return flat
+    stays = np.asarray([len(a) == 1 for a in allowed])[graph.group_of_unit]
+    if any(layer.columns is not None for layer in graph.layers):
         _suit_parts(graph, flat, stays, rng)
-        flat = graph.links.closed(flat) | (flat & stays)
-    return Masks.from_flat(graph, flat)
+    return graph.links.closed(flat) | (flat & stays)
 
 
 def _suit_parts(graph: ChannelGraph, flat: BoolArray, stays: BoolArray, rng: np.random.Generator) -> None:

@@ -20,12 +20,13 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.apply.masked_products import PRODUCTS
+from qcqp_prune.apply.masked_sums import SUMS, marked, with_kept
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.export import canonical_names, eval_mode, export
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.graph.walk import is_pointwise, op_name
+from qcqp_prune.graph.walk import additions, is_pointwise, op_name
 
 Hook = Callable[[Node, Any], None]
 
@@ -62,6 +63,8 @@ class MaskedNetwork:
             for spec in graph.tensors
             if spec.columns is not None
         }
+        self._kept_sums = {kept.index: kept for kept in graph.kept_sums}
+        self.uneven_sums: set[int] = set()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with everything that is removed held at zero."""
@@ -98,11 +101,14 @@ class MaskedNetwork:
         dtype = dtype or _dtype(call)
         env: dict[Node, Any] = {}
         last_use = _last_uses(module)
+        sums = additions(module.graph)
         with torch.no_grad():
             for node in module.graph.nodes:
                 if node.op == "output":
                     return [x.value if isinstance(x, Value) else x for x in _leaves(node.args, env)]
                 env[node] = self._evaluate(module, node, env, inputs, dtype)
+                if node in sums:
+                    env[node] = self._sum(sums[node], env[node])
                 if hook is not None:
                     hook(node, env[node])
                 for done in last_use.get(node, ()):
@@ -124,6 +130,15 @@ class MaskedNetwork:
             return self._state(module, str(node.target), dtype)
         return execute(node, env)
 
+    def _sum(self, index: int, value: Any) -> Any:
+        if not isinstance(value, Value):
+            return value
+        if index in self._kept_sums:
+            value = with_kept(value, self._kept_sums[index])
+        if value.uneven:
+            self.uneven_sums.add(index)
+        return value
+
     def _state(self, module: GraphModule, target: str, dtype: torch.dtype | None) -> Any:
         tensor = _attribute(module, target)
         if not isinstance(tensor, Tensor):
@@ -135,10 +150,11 @@ class MaskedNetwork:
             tensor = tensor.to(dtype)
         if kernel is not None:
             tensor = tensor * kernel.to(tensor.device)
+        follows = torch.ones((), dtype=torch.bool, device=tensor.device).expand(tensor.shape)
         if mask is None:
-            return Value(tensor.clone())
+            return Value(tensor.clone(), follows=follows)
         mask = mask.to(tensor.device)
-        return Value(tensor.masked_fill(~mask, 0), mask)
+        return Value(tensor.masked_fill(~mask, 0), mask, follows)
 
 
 def exported_module(program: ExportedProgram) -> GraphModule:
@@ -177,10 +193,11 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     """One operator on values and masks."""
     args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
     name = op_name(node)
-    rule = RULES.get(name) or PRODUCTS.get(name) or (pointwise if is_pointwise(node) else None)
+    rule = SUMS.get(name) or RULES.get(name) or PRODUCTS.get(name)
+    rule = rule or (pointwise if is_pointwise(node) else None)
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:
-        return rule(node.target, args, kwargs)
+        return marked(rule, node.target, (args, kwargs), rule(node.target, args, kwargs))
     is_size = name.startswith("aten::sym_")
     if not is_size and any(v.mask is not None and not bool(v.mask.all()) for v in values):
         raise UnsupportedOpError(

@@ -21,10 +21,17 @@ from qcqp_prune.graph.ops.reductions import ORDERED
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor at full size and which of its entries are kept: same shape, bool, or None for all."""
+    """A tensor at full size and which of its entries are kept: same shape, bool, or None for all.
+
+    ``follows``, ``repeated`` and ``uneven`` are for sums, see ``masked_sums``; ``uneven`` tells that the operands of
+    one keep different entries.
+    """
 
     value: Tensor
     mask: Tensor | None = None
+    follows: Tensor | None = None
+    repeated: frozenset[int] = frozenset()
+    uneven: bool = False
 
 
 Rule = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]

@@ -7,24 +7,26 @@ of channels, ``x.view(-1, 512 * 7 * 7)``. The result is a ``torch.fx.GraphModule
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from qcqp_prune.apply.joined_sum import JoinedSum, places_in
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module
 from qcqp_prune.apply.masked_ops import Value
 from qcqp_prune.apply.shape_conv import ShapeConv2d
-from qcqp_prune.errors import TraceError
+from qcqp_prune.errors import TraceError, VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import export
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.ops import joins, norms, pooling
-from qcqp_prune.graph.walk import is_pointwise, op_name
+from qcqp_prune.graph.walk import ADDITIONS, is_pointwise, op_name
 
 _LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
 
@@ -66,8 +68,11 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     )
     modules = dict(small.named_modules())
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and not _as_module(module, node, modules, kept):
-            _patch(node, kept)
+        if node.op != "call_function" or _as_module(module, node, modules, kept):
+            continue
+        if op_name(node) in ADDITIONS and _as_joined_sum(module, node, kept):
+            continue
+        _patch(node, kept)
     module.graph.lint()
     result = _rooted(module, small)
     result.train(model.training)
@@ -118,18 +123,61 @@ def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], k
     module.add_submodule(path, modules[path])
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, (node.args[0],))
-    call.meta = {**node.meta, _KEEPS_LAYOUT: not isinstance(modules[path], ShapeConv2d)}
+    _take_place(module, node, call, kept)
+    call.meta[_KEEPS_LAYOUT] = not isinstance(modules[path], ShapeConv2d)
+    return True
+
+
+def _as_joined_sum(module: GraphModule, node: Node, kept: dict[Node, Any]) -> bool:
+    """An addition whose operands keep different channels becomes a module that puts them in their places."""
+    operands = [a for a in node.args[:2] if isinstance(a, Node) and kept.get(a) is not None]
+    if len(operands) != 2:
+        return False
+    rank = len(kept[node])
+    places: dict[int, list[Tensor | None]] = {}
+    for dim in range(rank):
+        result = kept_after_joins(node, kept, dim)
+        places[dim] = [_places(a, kept, dim - rank, result) for a in operands]
+    uneven = [dim for dim in range(rank) if any(p is not None for p in places[dim])]
+    if not uneven:
+        return False
+    if len(uneven) > 1:  # the extractor shares along one dimension only
+        raise VerificationError(
+            f"the operands of {node.name} differ along {len(uneven)} dimensions: report it with the model"
+        )
+    (dim,) = uneven
+    name = op_name(node).removeprefix("aten::")
+    alpha = cast(float, node.kwargs.get("alpha", 1)) * (1 if name == "add" else -1)
+    if name == "rsub":
+        operands, places[dim] = operands[::-1], places[dim][::-1]
+    size = int(kept_after_joins(node, kept, dim).sum())
+    path = next(p for k in itertools.count() if not hasattr(module, p := f"joined_sum_{k}"))
+    module.add_submodule(path, JoinedSum(dim - rank, places[dim], size, scale=alpha))
+    with module.graph.inserting_before(node):
+        call = module.graph.call_module(path, tuple(operands))
+    _take_place(module, node, call, kept)
+    return True
+
+
+def _places(operand: Node, kept: dict[Node, Any], back: int, result: BoolArray) -> Tensor | None:
+    own = kept[operand]
+    if len(own) < -back or len(own[back]) != len(result):
+        return None  # broadcast
+    return places_in(result, kept_after_joins(operand, kept, len(own) + back))
+
+
+def _take_place(module: GraphModule, node: Node, call: Node, kept: dict[Node, Any]) -> None:
+    call.meta = {**node.meta, _KEEPS_LAYOUT: True}
     kept[call] = kept.pop(node)
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
-    return True
 
 
 def _rooted(module: GraphModule, small: nn.Module) -> GraphModule:
     """The same graph over the parameters of the smaller network, constants of the export beside them."""
     root = nn.Module()
     for node in module.graph.find_nodes(op="call_module"):
-        _place(root, node.target, small.get_submodule(node.target))
+        _place(root, node.target, module.get_submodule(node.target))
     for node in module.graph.find_nodes(op="get_attr"):
         if not node.users:
             module.graph.erase_node(node)

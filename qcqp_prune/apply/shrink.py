@@ -70,7 +70,15 @@ def shrink_and_verify(
     cut(small, graph, flat)
     oracle = Oracle(model, graph, flat)
     failure = ""
-    if realisation != "graph":
+    if oracle.uneven_sums and realisation != "graph":
+        failure = f"{oracle.uneven_sums} additions join layers that keep different channels"
+        if realisation == "modules":
+            raise VerificationError(
+                f'{failure}, which the forward of {graph.model} cannot do: use realisation="graph", or trace with '
+                'sharing="strict"'
+            )
+        logger.info("%s: %s; rewriting its graph", graph.model, failure)
+    elif realisation != "graph":
         try:
             return small, _verified(small, graph, flat, oracle, resources)
         except (VerificationError, RuntimeError, ValueError, AssertionError) as error:
@@ -86,6 +94,8 @@ def shrink_and_verify(
         )
     module = rewritten(model, small, graph, flat)
     why = f"the model's own forward does not fit the smaller shapes ({failure})" if failure else "asked for"
+    if oracle.uneven_sums and failure:
+        why = failure
     return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=why)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
+from qcqp_prune.program.problem import allowed_counts
 
 
 def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
@@ -21,7 +22,7 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
 
     Raises:
         MaskMismatchError: a frozen unit is removed, tied groups keep different counts, a layer loses all its
-            inputs, outputs or kernel columns, or a unit is kept without its whole.
+            inputs, outputs or kernel columns, or a unit is kept without its whole or a whole without any part.
     """
     counts = np.bincount(graph.group_of_unit[flat], minlength=len(graph.groups))
     ties: dict[str, int] = {}
@@ -48,6 +49,12 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
         group = graph.groups[graph.group_of_unit[graph.links.parts[orphans][0]]]
         raise MaskMismatchError(
             f"the masks keep a unit of {group.id} that belongs to one they remove: take masks from solve()"
+        )
+    single = np.asarray([len(counts) == 1 for counts in allowed_counts(graph)], np.bool_)
+    if not graph.links.hold(flat, exempt=single[graph.group_of_unit]):
+        raise MaskMismatchError(
+            "the masks keep a unit of which they remove all parts, such as a channel of a sum that nothing writes: "
+            "take masks from solve(), or close them with graph.links.closed()"
         )
 
 

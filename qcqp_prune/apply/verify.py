@@ -37,6 +37,7 @@ class Oracle:
             # A dtype is written into this forward: compare in the network's own.
             self.dtype = None
             self.outputs = self._run(self.call)
+        self.uneven_sums = len(self.network.uneven_sums)
         self.input_dependence = self._input_dependence(make_inputs(graph, seed=seed + 1, device=device))
 
     def _run(self, call: Any) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -74,6 +74,10 @@ def trace(
             help="Layer name or glob whose kernel columns may go one by one; '*' for all. May repeat."
         ),
     ] = None,
+    sharing: Annotated[
+        Literal["strict", "free"],
+        typer.Option(help="Tensors that are added keep the same channels, or their own."),
+    ] = "strict",
 ) -> None:
     """Find what can be removed from a network, score it, and write both to files that need no torch."""
     from qcqp_prune.cli.loading import build_model, example_input, make_importance
@@ -97,6 +101,7 @@ def trace(
         round_to=parse_amount("--round-to", round_to or []),
         min_keep=parse_amount("--min-keep", min_keep or []),
         columns=(True if "*" in columns else columns) if columns else False,
+        sharing=sharing,
     )
     objective = make_importance(*scored)(network, graph)
     show_ranges(graph)

@@ -52,6 +52,7 @@ class TraceSection:
     round_to: int | Mapping[str, int] = 1
     min_keep: int | float | Mapping[str, int | float] = 1
     columns: bool | tuple[str, ...] = False
+    sharing: Literal["strict", "free"] = "strict"
 
 
 @dataclass(frozen=True)

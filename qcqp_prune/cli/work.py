@@ -83,6 +83,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             round_to=config.trace.round_to,
             min_keep=config.trace.min_keep,
             columns=config.trace.columns,
+            sharing=config.trace.sharing,
             realisation=config.shrink.realisation,
             options=options,
             recovery=recovery,
@@ -123,6 +124,7 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
         round_to=config.trace.round_to,
         min_keep=config.trace.min_keep,
         columns=config.trace.columns,
+        sharing=config.trace.sharing,
     )
     resources = config.resources.made(config.folder)
     PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets, resources=resources)

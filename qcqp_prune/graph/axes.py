@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -39,8 +40,31 @@ class Runs:
     reason: str
 
 
+@dataclass
+class Sum:
+    """An addition whose result has labels of its own, at the positions where both operands carry channels.
+
+    Attributes:
+        where: the operator's node name.
+        index: its number among the additions of the graph.
+        dim: the dimension, counted from the end.
+        positions: the positions that are shared freely, ``(n,)``.
+        out: labels of the result at these positions, ``(n,)``.
+        parts: labels of each operand there.
+        strict: why it is merged after all; empty while it is not.
+    """
+
+    where: str
+    index: int
+    dim: int
+    positions: IntArray
+    out: IntArray
+    parts: tuple[IntArray, IntArray]
+    strict: str = ""
+
+
 class LabelTable:
-    """All labels of one walk: merges, freezes, runs, and dimensions that must not become empty."""
+    """All labels of one walk: merges, freezes, runs, sums, and dimensions that must not become empty."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -50,6 +74,8 @@ class LabelTable:
         self._frozen: list[tuple[IntArray, str]] = []
         self.runs: list[Runs] = []
         self.nonempty: list[IntArray] = []
+        self.sums: list[Sum] = []
+        self.made: list[IntArray] = []
 
     def fresh(self, size: int) -> IntArray:
         """New labels, merged with nothing."""
@@ -90,6 +116,18 @@ class LabelTable:
     def add_runs(self, labels: IntArray, count: int, reason: str, *, required: bool = True) -> None:
         """Ask that the ``count`` equal runs of a dimension keep equally many positions; see ``Runs``."""
         self.runs.append(Runs(labels, count, required, reason))
+
+    def make(self, labels: IntArray) -> None:
+        """Note that a layer, a sum or the network's input puts out these positions: they are no mere filling."""
+        self.made.append(labels)
+
+    def is_made(self) -> NDArray[np.bool_]:
+        """For each class whether any of its positions is put out by something, ``(classes,) bool``."""
+        classes = self.classes()
+        out = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
+        for labels in self.made:
+            out[classes[labels]] = True
+        return out
 
     def classes(self) -> IntArray:
         """Class of each label, ``(size,)``, numbered from 0. Only what is new since the last call is resolved."""

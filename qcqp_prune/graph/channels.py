@@ -187,6 +187,23 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class KeptSum:
+    """Positions of an addition's result that stay even where all operands are removed there, and are zero then.
+
+    Only where sums are shared freely: a result that is a network output, for instance, has its full size.
+
+    Attributes:
+        index: number of the addition among those of the exported graph.
+        dim: dimension of the result, counted from the end.
+        positions: along that dimension.
+    """
+
+    index: int
+    dim: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Note:
     """Something the extractor wants the user to know: which node, and what was decided about it."""
 
@@ -209,8 +226,10 @@ class ChannelGraph:
         attributes: module attributes that surgery has to update.
         batch: samples in the example input; all counts are of one sample.
         notes: decisions of the extractor worth knowing.
-        activations: which tensors are alive when; empty in graphs of an older version.
+        activations: which tensors are alive when; empty in graphs of an older version or where
+            sums are shared freely.
         links: units that are kept exactly when a part of theirs is, over the flat unit index.
+        kept_sums: results of additions with positions that no selection removes.
     """
 
     model: str
@@ -225,6 +244,7 @@ class ChannelGraph:
     notes: tuple[Note, ...] = field(default=())
     activations: tuple[Activation, ...] = field(default=())
     links: Links = field(default_factory=Links.none)
+    kept_sums: tuple[KeptSum, ...] = field(default=())
 
     @cached_property
     def offsets(self) -> IntArray:
@@ -309,6 +329,8 @@ class ChannelGraph:
             [asdict(t) for t in self.tensors],
         )
         digest.update(json.dumps(list(parts), sort_keys=True).encode())
+        if self.kept_sums:
+            digest.update(json.dumps([asdict(k) for k in self.kept_sums]).encode())
         for ends in (self.links.wholes, self.links.parts):
             digest.update(ends.astype("<i8").tobytes())
         # Axes of activations come last and say nothing new about who owns what.
@@ -335,6 +357,7 @@ class ChannelGraph:
             "notes": [asdict(n) for n in self.notes],
             "activations": [asdict(a) for a in self.activations],
             "links": self.links.to_json(),
+            "kept_sums": [asdict(k) for k in self.kept_sums],
         }
 
     @classmethod
@@ -365,6 +388,7 @@ class ChannelGraph:
                     Activation(**{**a, "axes": tuple(a["axes"])}) for a in data.get("activations", ())
                 ),
                 links=Links.from_json(data["links"]),
+                kept_sums=tuple(_kept_sum(k) for k in data.get("kept_sums", ())),
             )
             expected = data["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
@@ -386,6 +410,10 @@ def _tensor(data: dict[str, Any]) -> TensorSpec:
 def _layer(data: dict[str, Any]) -> Layer:
     rows = data["rows"]
     return Layer(**{**data, "rows": None if rows is None else (rows[0], rows[1])})
+
+
+def _kept_sum(data: dict[str, Any]) -> KeptSum:
+    return KeptSum(**{**data, "positions": tuple(data["positions"])})
 
 
 def _attribute(data: dict[str, Any]) -> Attribute:

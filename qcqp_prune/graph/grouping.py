@@ -13,6 +13,8 @@ import numpy as np
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.axes import Axes, LabelTable
 from qcqp_prune.graph.channels import BoolArray, Group, IntArray
+from qcqp_prune.graph.links import Links
+from qcqp_prune.graph.sharing import is_whole, pass_on, settle, unit_links
 
 Amount = int | float | Mapping[str, int | float]
 """A number of units, or a share of them where it is a float up to 1; or one for each layer glob."""
@@ -35,22 +37,35 @@ class Grouping:
     Attributes:
         groups: in order of first appearance.
         unit_of_class: ``{class: flat unit index}``.
+        reasons: for each class that stays why.
+        links: units that are kept exactly when a part of theirs is.
     """
 
     groups: list[Group]
     unit_of_class: dict[int, int]
     table: LabelTable
+    reasons: Mapping[int, str]
+    links: Links = field(init=False)
     _lookup: IntArray = field(init=False)
+    _frozen: BoolArray = field(init=False)
 
     def __post_init__(self) -> None:
         classes = self.table.classes()
         self._lookup = np.full(int(classes.max(initial=-1)) + 1, -1, np.int64)
         for c, unit in self.unit_of_class.items():
             self._lookup[c] = unit
+        self.links = unit_links(self.table, self.unit_of_class)
+        frozen = [g.frozen_reason is not None for g in self.groups]
+        self._frozen = np.repeat(np.asarray(frozen, np.bool_), [g.width for g in self.groups])
 
     def units(self, labels: IntArray) -> IntArray:
         """Flat unit index of each position; -1 for positions that belong to no unit."""
         return self._lookup[self.table.classes()[labels]]
+
+    def is_kept(self, c: int) -> bool:
+        """Whether a class is kept by every selection."""
+        unit = self.unit_of_class.get(c)
+        return c in self.reasons if unit is None else bool(self._frozen[unit])
 
 
 def group_units(
@@ -63,6 +78,7 @@ def group_units(
     built alike are tied to keep equally many; where they are not alike, position ``j`` of every run is made one unit.
     """
     while True:
+        settle(table)
         draft = _Draft(table, layers, tensors)
         if not _tie_runs(table, draft):
             return draft.finish(limits)
@@ -77,14 +93,23 @@ class _Draft:
         self.reasons = table.frozen_reasons()
         self.ties: dict[int, int] = {}
         sides = [labels for layer in layers for labels in (layer.out_labels, layer.in_labels)]
-        active = self._present(sides)
+        wholes = is_whole(table)
+        active = self._present(sides) | wholes
         dims = [labels for axes in tensors.values() for labels in axes if labels is not None]
         dims = [d for d in dims if active[self.classes[d]].any()]
-        unmade = self._present([*sides, *dims]) & ~self._present([x.out_labels for x in layers])
+        numbered = self._present([*sides, *dims])
+        unmade = numbered & ~self._present([x.out_labels for x in layers]) & ~wholes
         for c in np.flatnonzero(unmade).tolist():
             self.reasons.setdefault(c, "no layer makes it")
-        self.parts = [p for p in table.nonempty if active[self.classes[p]].all()]
-        self.runs = [r for r in table.runs if active[self.classes[r.labels]].all()]
+        pass_on(self.reasons, table)
+        self.parts = [p for p in table.nonempty if numbered[self.classes[p]].all()]
+        # Which channels of a sum remain is for its operands to say: only what must be is asked of them.
+        self.runs = [
+            r
+            for r in table.runs
+            if numbered[self.classes[r.labels]].all()
+            and (r.required or not wholes[self.classes[r.labels]].any())
+        ]
         self._number(sides, dims)
 
     def _present(self, dims: list[IntArray]) -> BoolArray:
@@ -141,7 +166,18 @@ class _Draft:
             groups.append(Group(names[g], len(classes), frozen_reason=self.reason(g), min_keep=0, tie=tie))
         limits.apply(groups, self, tie_sizes)
         order = [c for classes in self.members for c in classes]
-        return Grouping(groups, {c: unit for unit, c in enumerate(order)}, self.table)
+        return Grouping(groups, {c: unit for unit, c in enumerate(order)}, self.table, self.reasons)
+
+    def part_groups(self) -> dict[int, set[int]]:
+        """For each group of wholes the groups of their parts; those of parts come before those of their wholes."""
+        found: dict[int, set[int]] = {}
+        unit_of_class = {c: c for c in self.group_of}
+        links = unit_links(self.table, unit_of_class)
+        for level in links.levels or ():
+            for k in level.tolist():
+                whole, part = (self.group_of[int(c)] for c in (links.wholes[k], links.parts[k]))
+                found.setdefault(whole, set()).add(part)
+        return found
 
     def _names(self) -> list[str]:
         """The first layer that makes a group's units, or reads them; numbered where several share it."""
@@ -240,6 +276,9 @@ class Limits:
                 groups[g] = replace(
                     group, min_keep=max(group.min_keep, asked), multiple_of=math.lcm(group.multiple_of, step)
                 )
+        for whole, parts in draft.part_groups().items():
+            step = math.lcm(groups[whole].multiple_of, *(groups[p].multiple_of for p in parts))
+            groups[whole] = replace(groups[whole], multiple_of=step)
         self._keep_nonempty(groups, draft)
         for g, group in enumerate(groups):
             if group.frozen_reason is None and len(group.counts()) == 1:

@@ -6,6 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -14,7 +15,16 @@ from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
 from qcqp_prune.graph.axes import Axes
-from qcqp_prune.graph.channels import Attribute, ChannelGraph, InputSpec, IntArray, Layer, TensorSpec
+from qcqp_prune.graph.channels import (
+    Attribute,
+    ChannelGraph,
+    InputSpec,
+    IntArray,
+    KeptSum,
+    Layer,
+    Note,
+    TensorSpec,
+)
 from qcqp_prune.graph.columns import Columns, column_units, read_globs, with_columns
 from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
@@ -22,11 +32,15 @@ from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
+from qcqp_prune.graph.sharing import always_kept, free
 from qcqp_prune.graph.streams import keep_streams
 from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import Handler, Walk, is_pointwise, op_name
 
 logger = logging.getLogger(__name__)
+
+Sharing = Literal["strict", "free"]
+"""Whether tensors that are added keep the same channels, or each its own."""
 
 Ignored = Iterable[str | nn.Module]
 
@@ -40,6 +54,7 @@ def trace(
     min_keep: Amount = 1,
     residual_streams: bool = False,
     columns: Columns = False,
+    sharing: Sharing = "strict",
     handlers: Mapping[str, Handler] | None = None,
 ) -> ChannelGraph:
     """Find which channels of a network live and die together, and what each costs.
@@ -58,6 +73,8 @@ def trace(
             its heads and its feed-forward layers. Residual streams of convolutional networks always may.
         columns: convolutions whose kernel columns are units too: True for all that can have them, or names or globs.
             A filter is then kept exactly when at least one of its columns is. Notes say which layers have none.
+        sharing: ``strict`` ties the channels of tensors that are added; ``free`` gives each sum channels of its own,
+            which are there as soon as one operand writes them. The smaller network then scatters where operands differ.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
 
     Raises:
@@ -66,12 +83,14 @@ def trace(
         InvalidOptionError: an option has a value outside its domain.
     """
     limits, split = Limits(round_to, min_keep), read_globs(columns)
+    if sharing not in get_args(Sharing):
+        raise InvalidOptionError(f"sharing={sharing!r}: choose from {', '.join(get_args(Sharing))}")
     call = as_call(example_inputs)
     inputs, tree = describe(call)
     program = export(model, call)
     names = canonical_names(model)
     placeholders = state_placeholders(program, names)
-    walk = Walk(model, placeholders, batch_size(call))
+    walk = Walk(model, placeholders, batch_size(call), free_sums=sharing == "free")
     _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
     layers = _named_layers(walk, names)
     if not residual_streams:
@@ -80,9 +99,11 @@ def trace(
     for glob in (*limits.globs(), *filter(None, split)):
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
+    _note_strict_sums(walk)
     axes = _AxisPool(grouping)
     graph = _assemble(model, walk, layers, axes, names, (inputs, tree))
-    activations = find_activations(program, walk, axes.tracked)
+    # How a sum of unlike operands is put together, and what that takes, is not known before they are chosen.
+    activations = () if len(graph.links) else find_activations(program, walk, axes.tracked)
     graph = replace(graph, axes=tuple(axes.units), activations=activations)
     wanted = {k: layers[k].name in ignored for k in _asked(walk, layers, split)}
     return with_columns(graph, column_units(walk, model, layers, grouping, wanted))
@@ -125,6 +146,8 @@ def _placeholder(walk: Walk, node: Node, placeholders: Mapping[str, str], *, is_
     axes: Axes = [walk.table.fresh(int(size)) for size in value.shape]
     for labels in axes:
         walk.table.freeze(labels, reason)
+        if is_input and labels is not None:
+            walk.table.make(labels)
     return [None, *axes[1:]] if is_input and axes else axes
 
 
@@ -260,7 +283,20 @@ def _assemble(
         input_tree=inputs[1],
         attributes=tuple(_attributes(walk, axes.grouping)),
         notes=tuple(dict.fromkeys(walk.notes)),
+        links=axes.grouping.links,
+        kept_sums=tuple(_kept_sums(walk, axes.grouping)),
     )
+
+
+def _note_strict_sums(walk: Walk) -> None:
+    walk.notes += [Note(s.where, f"shared strictly: {s.strict}") for s in walk.table.sums if s.strict]
+
+
+def _kept_sums(walk: Walk, grouping: Grouping) -> Iterator[KeptSum]:
+    for one in free(walk.table):
+        positions = always_kept(one, walk.table, grouping.is_kept)
+        if positions:
+            yield KeptSum(one.index, one.dim, positions)
 
 
 class _AxisPool:

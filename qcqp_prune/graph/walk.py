@@ -9,12 +9,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from qcqp_prune.graph.axes import Axes, Labels, LabelTable
 from qcqp_prune.graph.channels import IntArray, Note
 
 _ANCESTORS = 64
+
+ADDITIONS = ("aten::add", "aten::sub", "aten::rsub")
+"""Operators of which a removed operand leaves the other as it is."""
 
 Handler = Callable[["Walk", Node], "Axes | list[Axes]"]
 """Says how labels flow through one operator: labels of its output, or of each output where it gives a sequence."""
@@ -63,14 +66,18 @@ class Walk:
     (from the end) along which a tensor is one position, broadcast over many.
     """
 
-    def __init__(self, model: torch.nn.Module, tensors: Mapping[str, str], batch: int) -> None:
+    def __init__(
+        self, model: torch.nn.Module, tensors: Mapping[str, str], batch: int, *, free_sums: bool = False
+    ) -> None:
         """Start a walk.
 
         Args:
             model: the traced module.
             tensors: for each graph placeholder of a parameter or buffer its state-dict name (aliases resolved).
             batch: samples in the example input.
+            free_sums: whether a sum of channels gets channels of its own.
         """
+        self.free_sums = free_sums
         self.table = LabelTable()
         self.layers: list[FoundLayer] = []
         self.products: list[IntArray] = []
@@ -244,6 +251,12 @@ def op_name(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.removesuffix("_")
     return str(node.target)
+
+
+def additions(graph: Graph) -> dict[Node, int]:
+    """The additions of an exported graph, numbered in order: the same numbers in every export of a model."""
+    found = (n for n in graph.nodes if n.op == "call_function" and op_name(n) in ADDITIONS)
+    return {node: k for k, node in enumerate(found)}
 
 
 def is_pointwise(node: Node) -> bool:

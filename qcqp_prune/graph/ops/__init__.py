@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from qcqp_prune.graph.ops import attention, convolution, joins, norms, pooling, reductions, shapes, splits
+from qcqp_prune.graph.ops import (
+    attention,
+    convolution,
+    joins,
+    norms,
+    pooling,
+    reductions,
+    shapes,
+    splits,
+    sums,
+)
 from qcqp_prune.graph.walk import Handler
 
 HANDLERS: dict[str, Handler] = {
@@ -14,4 +24,5 @@ HANDLERS: dict[str, Handler] = {
     **reductions.HANDLERS,
     **shapes.HANDLERS,
     **splits.HANDLERS,
+    **sums.HANDLERS,
 }

@@ -45,6 +45,7 @@ def convolution(walk: Walk, node: Node) -> Axes:
         itemsize=node.meta["val"].element_size(),
     )
     walk.layers.append(layer)
+    walk.table.make(out_labels)
     walk.attribute(node, _channels(in_labels, out_labels, groups))
     bias(walk, walk.arg(node, "bias"), out_labels)
     return [out_labels if d == channel else None for d in range(len(out_shape))]
@@ -77,6 +78,7 @@ def linear(walk: Walk, node: Node) -> Axes:
             rows=part[1] if part else None,
         )
     )
+    walk.table.make(out_labels)
     walk.attribute(node, {"in_features": in_labels, "out_features": out_labels})
     bias(walk, walk.arg(node, "bias"), out_labels)
     return [*walk.axes(source)[:-1], out_labels]

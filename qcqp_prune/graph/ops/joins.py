@@ -19,8 +19,13 @@ def pointwise(walk: Walk, node: Node) -> Axes:
 
 def broadcast(walk: Walk, node: Node, inputs: list[Node], rank: int) -> Axes:
     """Labels of the first ``rank`` dimensions of an output over which the inputs are broadcast."""
+    return [joined(walk, sides) for sides in aligned(walk, node, inputs, rank)]
+
+
+def aligned(walk: Walk, node: Node, inputs: list[Node], rank: int) -> list[list[Labels]]:
+    """For each of the first ``rank`` dimensions of an output the labels of all inputs not repeated along it."""
     shape = walk.shape(node)
-    out: Axes = []
+    out: list[list[Labels]] = []
     repeated = set()
     for back in range(-len(shape), rank - len(shape)):
         present = [n for n in inputs if len(walk.shape(n)) >= -back]
@@ -31,17 +36,18 @@ def broadcast(walk: Walk, node: Node, inputs: list[Node], rank: int) -> Axes:
         own = [n for n in full if back not in walk.repeated.get(n, ())]
         if not own:
             repeated.add(back)
-        out.append(_joined(walk, [walk.axis(n, back) for n in own or full]))
+        out.append([walk.axis(n, back) for n in own or full])
     if repeated:
         walk.repeated[node] = frozenset(repeated)
     return out
 
 
-def _joined(walk: Walk, sides: list[Labels]) -> Labels:
-    joined = sides[0]
+def joined(walk: Walk, sides: list[Labels]) -> Labels:
+    """Labels of one dimension of several tensors, tied to each other position by position."""
+    first = sides[0]
     for labels in sides[1:]:
-        joined = walk.table.merge(joined, labels, "joined with a tensor that no handler could follow")
-    return joined
+        first = walk.table.merge(first, labels, "joined with a tensor that no handler could follow")
+    return first
 
 
 def same(walk: Walk, node: Node) -> Axes:

@@ -195,6 +195,17 @@ def expand(walk: Walk, node: Node) -> Axes:
     return out
 
 
+def expand_as(walk: Walk, node: Node) -> Axes:
+    """As ``expand``, to the size that another tensor has then: what both carry stays of equal size."""
+    out, shape = expand(walk, node), walk.shape(walk.tensor_inputs(node)[0])
+    layout = walk.axes(walk.tensor_inputs(node)[-1])
+    for d, (labels, other) in enumerate(zip(out, layout, strict=True)):
+        written = d - len(out) >= -len(shape) and shape[d - len(out)] == walk.shape(node)[d]
+        if labels is not None and other is not None and written:
+            out[d] = walk.table.merge(labels, other, "")
+    return out
+
+
 def stack(walk: Walk, node: Node) -> Axes:
     """A new dimension; all others are joined."""
     axes = _joined(walk, cast("list[Node]", walk.arg(node, "tensors")))
@@ -244,7 +255,7 @@ HANDLERS: dict[str, Handler] = {
     "aten::repeat": repeat,
     "aten::tile": repeat,
     "aten::expand": expand,
-    "aten::expand_as": expand,
+    "aten::expand_as": expand_as,
     "aten::stack": stack,
     **{
         f"aten::{name}": pad

@@ -1,0 +1,141 @@
+"""Sums in the oracle: which entries of a result are kept, where operands keep different ones.
+
+An entry of a sum is kept where any operand keeps it. Some entries follow instead of deciding: zeros of a padding,
+parameters, and a tensor that is broadcast along channels are there whatever is removed, and go with what they are
+added to. ``Value.follows`` marks them, ``Value.repeated`` the dimensions along which a tensor is a copy of one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.apply.masked_ops import Rule, Value, constant_pad, item, matrix, move, pointwise
+from qcqp_prune.graph.channels import KeptSum
+from qcqp_prune.graph.walk import ADDITIONS
+
+
+def addition(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """An element is kept where an operand that decides keeps it; where none decides, where all are kept."""
+    values = [x for x in (*args, *kwargs.values()) if isinstance(x, Value)]
+    plain = pytree.tree_map_only(Value, lambda v: v.value, (args, kwargs), is_leaf=_is_value)
+    out: Tensor = target(*plain[0], **plain[1])
+    if all(v.mask is None for v in values):
+        return Value(out)
+    masks = [_own(v).expand(out.shape) for v in values]
+    follows = [_follows(v, out.shape, masks[:k] + masks[k + 1 :]) for k, v in enumerate(values)]
+    any_kept = torch.stack([m & ~f for m, f in zip(masks, follows, strict=True)]).any(0)
+    mask = torch.where(torch.stack(follows).all(0), torch.stack(masks).all(0), any_kept)
+    uneven = any(bool(((m != mask) & ~f).any()) for m, f in zip(masks, follows, strict=True))
+    return Value(out.masked_fill_(~mask, 0), mask, uneven=uneven)
+
+
+def with_kept(value: Value, kept: KeptSum) -> Value:
+    """The result of an addition with the positions that stay whatever its operands keep."""
+    if value.mask is None:
+        return value
+    mask = value.mask.clone()
+    index = torch.tensor(kept.positions, device=mask.device)
+    added = not bool(mask.index_select(kept.dim, index).all())
+    mask.index_fill_(kept.dim, index, value=True)
+    return replace(value, mask=mask, uneven=value.uneven or added)
+
+
+def marked(rule: Rule, target: Any, call: tuple[tuple[Any, ...], Mapping[str, Any]], out: Any) -> Any:
+    """The result of an operator, with the marks of entries that follow.
+
+    Args:
+        rule: how its masks were made.
+        target: the operator.
+        call: its arguments and keyword arguments, with ``Value`` in place of tensors.
+        out: its result.
+    """
+    args, kwargs = call
+    if rule is item:
+        return out
+    values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
+    if rule is constant_pad and isinstance(out, Value):
+        before = torch.zeros(values[0].value.shape) if values[0].follows is None else values[0].follows
+        padded = torch.nn.functional.pad(before.to(torch.float32), args[1], value=1.0)
+        return replace(out, follows=padded.to(out.value.device) > 0)
+    if isinstance(out, Value):
+        out = replace(out, repeated=_repeated(target, rule, values, out))
+    if all(v.follows is None for v in values):
+        return out
+    if rule is move:
+        swapped = pytree.tree_map_only(Value, _marks, (args, dict(kwargs)), is_leaf=_is_value)
+        return _with(out, target(*swapped[0], **swapped[1]))
+    if not isinstance(out, Value):
+        return out
+    if rule is pointwise or rule is addition:
+        full = [v for v in values if v.value.shape == out.value.shape]
+        marks = [_marks(v) for v in full]
+        return replace(out, follows=torch.stack(marks).all(0) if marks else None)
+    if values[0].follows is not None and _passes(rule, values[0], out):
+        spatial = tuple(range(2, out.value.ndim))
+        follows = values[0].follows
+        if out.value.shape != values[0].value.shape:
+            follows = follows.amax(spatial, keepdim=True).expand(out.value.shape)
+        return replace(out, follows=follows)
+    return out
+
+
+def _passes(rule: Rule, source: Value, out: Value) -> bool:
+    """Whether an operator leaves each channel of its first input where it was."""
+    if getattr(rule, "func", rule) is matrix:
+        return False
+    return source.value.ndim == out.value.ndim and source.value.shape[:2] == out.value.shape[:2]
+
+
+def _with(out: Any, follows: Any) -> Any:
+    if isinstance(out, Value):
+        return replace(out, follows=follows)
+    return [replace(o, follows=f) for o, f in zip(out, follows, strict=True)]
+
+
+def _own(value: Value) -> Tensor:
+    return torch.ones_like(value.value, dtype=torch.bool) if value.mask is None else value.mask
+
+
+def _marks(value: Value) -> Tensor:
+    return torch.zeros_like(value.value, dtype=torch.bool) if value.follows is None else value.follows
+
+
+def _is_value(x: Any) -> bool:
+    return isinstance(x, Value)
+
+
+def _follows(value: Value, shape: torch.Size, others: list[Tensor]) -> Tensor:
+    """Which entries of an operand follow; all of them where it is one entry along what the others prune."""
+    dims = _broadcast_dims(value, shape) | value.repeated
+    if any(_varies(mask, d) for mask in others for d in dims):
+        return torch.ones(shape, dtype=torch.bool, device=value.value.device)
+    return _marks(value).expand(shape)
+
+
+def _broadcast_dims(value: Value, shape: torch.Size) -> frozenset[int]:
+    own = value.value.shape
+    return frozenset(d for d in range(-len(shape), 0) if shape[d] > 1 and (len(own) < -d or own[d] == 1))
+
+
+def _varies(mask: Tensor, dim: int) -> bool:
+    return bool((mask != mask.narrow(dim, 0, 1)).any())
+
+
+def _repeated(target: Any, rule: Rule, values: list[Value], out: Value) -> frozenset[int]:
+    """Dimensions of a result, from the end, along which it is a copy of one entry."""
+    shape = out.value.shape
+    if target._schema.name in ("aten::expand", "aten::expand_as"):
+        return _broadcast_dims(values[0], shape) | values[0].repeated
+    if rule is not pointwise and rule is not addition:
+        return frozenset()
+    along = [_broadcast_dims(v, shape) | v.repeated for v in values]
+    return frozenset.intersection(*along) if along else frozenset()
+
+
+SUMS: dict[str, Rule] = dict.fromkeys(ADDITIONS, addition)
