@@ -200,7 +200,7 @@ def check(recipe: Recipe, seed: int, realisation: str) -> None:
 arguments = given(recipe=RECIPES, seed=st.integers(0, 2**20), realisation=st.sampled_from(["auto", "graph"]))
 
 
-@settings(max_examples=40, derandomize=True, **RELAXED)
+@settings(max_examples=25, derandomize=True, **RELAXED)
 @arguments
 def test_random_networks(recipe: Recipe, seed: int, realisation: str) -> None:
     check(recipe, seed, realisation)
