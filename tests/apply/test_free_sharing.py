@@ -56,6 +56,17 @@ def test_a_padding_module_and_a_functional_one(sharing: Any) -> None:
             prune_and_check(model, X, graph, random_masks(graph, seed))
 
 
+@pytest.mark.parametrize("kind", [residuals.Identity, residuals.Padded, residuals.Output])
+def test_with_kernel_columns(kind: type[nn.Module]) -> None:
+    """A column is part of a filter, which is part of a sum."""
+    model = liven(kind())
+    graph = free(model, columns=True)
+    assert sum(layer.columns is not None for layer in graph.layers) >= 2
+    assert set(graph.links.wholes) & set(graph.links.parts)
+    for seed in range(2):
+        prune_and_check(model, X, graph, random_masks(graph, seed))
+
+
 def test_operands_side_by_side() -> None:
     """No channel in common: the sum is a concatenation, computed here by hand."""
     model = liven(residuals.Identity())

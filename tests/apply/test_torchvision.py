@@ -62,6 +62,27 @@ def test_random_halves(name: str, side: int) -> None:
     assert checked.caution == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "sums"),
+    [
+        ("resnet18", 8),
+        pytest.param("resnet50", 16, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", 10, marks=pytest.mark.slow),
+        pytest.param("convnext_tiny", 18, marks=pytest.mark.slow),
+    ],
+)
+def test_sums_shared_freely(name: str, sums: int) -> None:
+    """Each sum keeps channels of its own, and each is put together from unlike operands."""
+    example = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model = alive(name, example)
+    graph = qp.trace(model, example, sharing="free")
+    assert graph.notes == ()
+    _, checked = prune_and_check(model, example, graph, random_masks(graph, 0, 0.6), mixes=True)
+    assert checked.realisation == "graph"
+    assert checked.note == f"{sums} additions join layers that keep different channels"
+    assert checked.caution == ""
+
+
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_half_the_multiply_adds(name: str, side: int) -> None:
     example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
