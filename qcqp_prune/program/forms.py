@@ -163,6 +163,37 @@ class CountForm:
         """Whether it has no product of two counts, and no table."""
         return not self.products and not self.tables
 
+    def slopes(self, counts: IntArray) -> FloatArray:
+        """What one more unit of each group costs at kept counts, ``(group_count,)``; its share of the next stair."""
+        out = self.linear.astype(np.float64)
+        np.add.at(out, self.rows, self.coefs * counts[self.cols])
+        np.add.at(out, self.cols, self.coefs * counts[self.rows])
+        np.add.at(out, self.rows[self.rows == self.cols], self.coefs[self.rows == self.cols])
+        for table in self.tables:
+            for shares, rise in zip((table.first, table.second), table.rises(counts), strict=True):
+                for g, share in shares:
+                    out[g] += share * rise
+        return out
+
+    def substituted(self, counts: Mapping[int, Mapping[int, int]], group_count: int) -> CountForm:
+        """The form in other counts.
+
+        Args:
+            counts: for each group its count as a sum of new counts, ``{new group: share}``.
+            group_count: number of new groups.
+        """
+        builder = CountFormBuilder(group_count)
+        builder.add_constant(self.constant)
+        for g, coefficient in enumerate(self.linear.tolist()):
+            builder.add_counts(coefficient, counts[g])
+        for coefficient, *sums in self.products:
+            builder.add_product(coefficient, *(_in_terms_of(shares, counts) for shares in sums))
+        for table in self.tables:
+            sides = [_in_terms_of(shares, counts) for shares in (table.first, table.second) if shares]
+            levels = [table.first_levels, table.second_levels][: len(sides)]
+            builder.add_table(table.values if len(sides) == 2 else table.values[:, 0], sides, levels)
+        return builder.build()
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``."""
         return {
@@ -178,6 +209,15 @@ class CountForm:
         products = tuple((int(c), as_shares(dict(a)), as_shares(dict(b))) for c, a, b in data["products"])
         tables = tuple(CountTable.from_json(t) for t in data.get("tables", ()))
         return cls(int(data["constant"]), np.asarray(data["linear"], np.int64), products, tables)
+
+
+def _in_terms_of(shares: Shares, counts: Mapping[int, Mapping[int, int]]) -> dict[int, int]:
+    """A sum of counts in other counts."""
+    out: dict[int, int] = {}
+    for g, share in shares:
+        for new, times in counts[g].items():
+            out[new] = out.get(new, 0) + share * times
+    return out
 
 
 @dataclass(frozen=True, eq=False)

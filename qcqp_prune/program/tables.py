@@ -69,6 +69,20 @@ class CountTable:
         """The value at kept counts ``(group_count,)``."""
         return int(self.at(share_sum(self.first, counts), share_sum(self.second, counts)))
 
+    def rises(self, counts: IntArray) -> tuple[float, float]:
+        """For each sum what a unit more costs at kept counts, if the next stair is shared by the units up to it."""
+        sums = (share_sum(self.first, counts), share_sum(self.second, counts))
+        here = (int(places(self.first_levels, sums[0])), int(places(self.second_levels, sums[1])))
+        found = []
+        for side, levels in enumerate((self.first_levels, self.second_levels)):
+            ahead = (here[0] + (side == 0), here[1] + (side == 1))
+            if ahead[side] == len(levels):
+                found.append(0.0)
+                continue
+            rise = int(self.values[ahead]) - int(self.values[here])
+            found.append(rise / (int(levels[here[side]]) + 1 - sums[side]))
+        return found[0], found[1]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dump``."""
         return {

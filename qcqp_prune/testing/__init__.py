@@ -2,7 +2,7 @@
 
 from qcqp_prune.testing.backends import BackendCheck, check_backend
 from qcqp_prune.testing.exhaustive import Optimum, exhaustive
-from qcqp_prune.testing.instances import STRUCTURES, chain_problem, random_problem
+from qcqp_prune.testing.instances import STRUCTURES, chain_problem, free_residual_problem, random_problem
 
 __all__ = [
     "STRUCTURES",
@@ -11,5 +11,6 @@ __all__ = [
     "chain_problem",
     "check_backend",
     "exhaustive",
+    "free_residual_problem",
     "random_problem",
 ]

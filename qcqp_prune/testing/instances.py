@@ -294,10 +294,13 @@ STRUCTURES: dict[str, Callable[[Sketch], None]] = {
     "tables": _tables,
     "staircases": _staircases,
     "peaks": _peaks,
+    "free_sharing": _free_sharing,
+    "columns": _columns,
 }
 
 
-LINKED: dict[str, Callable[[Sketch], None]] = {"free_sharing": _free_sharing, "columns": _columns}
+LINKED = ("columns", "free_sharing")
+"""Structures whose units are linked."""
 
 
 def random_problem(seed: int, structure: str = "chain") -> PruningProblem:
@@ -309,7 +312,7 @@ def random_problem(seed: int, structure: str = "chain") -> PruningProblem:
     """
     sketch = Sketch(np.random.default_rng(seed))
     sketch.fraction = float(sketch.rng.uniform(0.15, 0.8))
-    {**STRUCTURES, **LINKED}[structure](sketch)
+    STRUCTURES[structure](sketch)
     return sketch.problem()
 
 
@@ -376,3 +379,40 @@ def chain_problem(
         row = BudgetRow(resource, resource, form, dense, form.evaluate(least_counts(graph)))
         rows.append(replace(row, limit=int(wanted[resource] * dense)) if resource in wanted else row)
     return PruningProblem(graph, PairwiseForm(np.zeros(graph.unit_count), tuple(terms)), tuple(rows))
+
+
+def free_residual_problem(*, width: int = 16, blocks: int = 3, seed: int = 0) -> PruningProblem:
+    """A residual stage under free sharing: a stem, and blocks of two 3x3 convolutions whose outputs are added up.
+
+    Half of the multiply-adds may be used.
+    """
+    rng, groups, links = np.random.default_rng(seed), [Group("input", 3, frozen_reason="input")], []
+    layers: list[tuple[int, int]] = []
+
+    def layer(source: int) -> int:
+        groups.append(Group(f"g{len(groups)}", width))
+        layers.append((source, len(groups) - 1))
+        return len(groups) - 1
+
+    stream = layer(0)
+    for _ in range(blocks):
+        added = layer(layer(stream))
+        groups.append(Group(f"g{len(groups)}", width))
+        links += [(len(groups) - 1, stream), (len(groups) - 1, added)]
+        stream = len(groups) - 1
+    graph = ChannelGraph("free residual", tuple(groups), (), (), (), (), 1)
+    units = [np.arange(graph.units(g).start, graph.units(g).stop) for g in range(len(groups))]
+    pairs = np.concatenate([np.stack([units[w], units[p]], 1) for w, p in links])
+    graph = replace(graph, links=Links.of(pairs))
+    terms, builder = [], CountFormBuilder(len(groups))
+    for g, h in layers:
+        terms.append(
+            PairTerm(units[g], units[h], normalised_importance(rng, len(units[g]), len(units[h]), 9))
+        )
+        builder.add_product(9 * 64, {g: 1}, {h: 1})
+    form = builder.build()
+    dense = form.evaluate([g.width for g in groups])
+    row = BudgetRow("macs", "MACs", form, dense, form.evaluate(least_counts(graph)), dense // 2)
+    unary = np.zeros(graph.unit_count)
+    unary[units[stream]] = rng.uniform(1.0, 2.0, width)
+    return PruningProblem(graph, PairwiseForm(unary, tuple(terms)), (row,))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
 from qcqp_prune_solvers.search.bands import enter_bands, shortage
 from qcqp_prune_solvers.search.blocks import sweep
+from qcqp_prune_solvers.search.linked import LinkedState, improve
+from qcqp_prune_solvers.search.linked import drop as drop_steps
+from qcqp_prune_solvers.search.linked import perturb as perturb_steps
+from qcqp_prune_solvers.search.merged import merged
 from qcqp_prune_solvers.search.moves import drop_to_budget, exchange, fill, perturb, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
@@ -31,6 +36,9 @@ ROUNDS = 40
 # First allowances for a loss, as shares of the objective, of the rounds of random shifts.
 HEATS = (1e-2, 1e-3)
 TRIALS_PER_CLASS, LEAST_TRIALS, MOST_TRIALS = 30, 150, 1500
+MOST_LINKED_TRIALS = 300
+STRICT_SHARE = 0.3
+"""Of the time, for the strict restriction of a program with links."""
 
 
 class BlockCoordinateBackend:
@@ -61,24 +69,139 @@ class BlockCoordinateBackend:
         if not program.counts_within(least):
             # Costs never fall with counts, so this is a proof.
             return RawSolution(Termination(Reason.INFEASIBLE), solver_version=version("qcqp-prune"))
-        return _Search(program, options).run()
+        run: _Run = _LinkedSearch(program, options) if len(program.links) else _Search(program, options)
+        return run.run()
 
 
-class _Search:
-    """One run."""
+class _Run(Protocol):
+    def run(self) -> RawSolution: ...
+
+
+class _Holder:
+    """The best point of a run, its log, and its limits."""
 
     def __init__(self, program: Program, options: SolveOptions) -> None:
         self.started = time.perf_counter()
         self.program, self.options = program, options
-        self.structure = Structure.of(program)
         self.rng = np.random.default_rng(options.seed)
         self.recorder = TraceRecorder(options.on_event)
-        self.state = State(self.structure, np.ones(program.size, np.bool_))
+        self.state: State | LinkedState
         self.best_x: BoolArray | None = None
         self.near: BoolArray | None = None
         self.missing = np.inf
         self.best_value = -np.inf
         self.log: list[str] = []
+
+    def _hold(self, name: str) -> None:
+        """Keep the state where it is the best so far."""
+        if isinstance(self.state, State):
+            if not enter_bands(self.state) and shortage(self.state) < self.missing:
+                self.missing, self.near = shortage(self.state), self.state.x.copy()
+        else:
+            self._note_shortage(self.state)
+        value = self.program.objective(self.state.x)
+        if value > self.best_value and self.program.is_feasible(self.state.x):
+            self.best_x, self.best_value = self.state.x.copy(), value
+        seconds = time.perf_counter() - self.started
+        self.log.append(f"{seconds:8.2f} s  {self.state.work:8d} steps  {value:.9g}  {name}")
+        held = None if self.best_x is None else self.best_value
+        self.recorder.add(TracePoint(seconds, self.state.work, held, None))
+
+    def _note_shortage(self, state: LinkedState) -> None:
+        """Remember the point that comes nearest to the lower ends of the budgets."""
+        missing = state.shortage()
+        if missing > 0 and missing < self.missing and state.allowed() and not (state.excess() > 0).any():
+            self.missing, self.near = missing, state.x.copy()
+
+    def _go_to_best(self) -> None:
+        if self.best_x is not None:
+            self.state.reset(self.best_x)
+
+    def _stop(self) -> bool:
+        options = self.options
+        return (
+            options.stop()
+            or (options.work_limit is not None and self.state.work >= options.work_limit)
+            or (options.time_limit is not None and time.perf_counter() - self.started >= options.time_limit)
+        )
+
+    def _result(self) -> RawSolution:
+        options = self.options
+        found = self.best_x is not None
+        termination = Termination(Reason.SEARCH_ENDED) if found else Termination(Reason.NOTHING_FOUND)
+        if options.stop():
+            termination = Termination(Reason.INTERRUPTED)
+        elif options.work_limit is not None and self.state.work >= options.work_limit:
+            termination = Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}")
+        elif self._stop():
+            termination = Termination(Reason.TIME_LIMIT, f"time_limit={options.time_limit}")
+        return RawSolution(
+            termination=termination,
+            x=self.best_x,
+            objective=self.best_value if found else None,
+            near=self.near,
+            trace=self.recorder.points,
+            log="\n".join(self.log) + "\n",
+            solver_version=version("qcqp-prune"),
+            statistics={"steps": float(self.state.work)},
+        )
+
+
+class _LinkedSearch(_Holder):
+    """One run on a program with links: from the strict restriction to patterns of single units."""
+
+    state: LinkedState
+
+    def __init__(self, program: Program, options: SolveOptions) -> None:
+        super().__init__(program, options)
+        self.state = LinkedState(program, np.ones(program.size, np.bool_))
+
+    def run(self) -> RawSolution:
+        """Starts, each improved; then random changes of the best."""
+        for name, start in self._starts():
+            if self.best_x is not None and self._stop():
+                break
+            x = start()
+            if x is None:
+                continue
+            self.state.reset(x)
+            if drop_steps(self.state):
+                self._hold(name)
+                improve(self.state, self._stop)
+                self._hold(f"{name}, improved")
+        if self.best_x is not None and not self._stop():
+            self._go_to_best()
+            trials = min(max(TRIALS_PER_CLASS * len(self.state.blocks), LEAST_TRIALS), MOST_LINKED_TRIALS)
+            perturb_steps(self.state, self.rng, trials, self._stop)
+            self._hold("random changes")
+        return self._result()
+
+    def _starts(self) -> Iterator[tuple[str, Callable[[], BoolArray | None]]]:
+        warm = self.options.warm_start
+        if warm is not None and self.program.is_feasible(warm):
+            yield "warm start", lambda: warm
+        yield "linked units together", self._strict
+        yield "all", lambda: np.ones(self.program.size, np.bool_)
+
+    def _strict(self) -> BoolArray | None:
+        small = merged(self.program)
+        if small is None:
+            return None
+        share = None if self.options.time_limit is None else STRICT_SHARE * self.options.time_limit
+        options = replace(self.options, warm_start=None, on_event=None, time_limit=share)
+        found = BlockCoordinateBackend().solve(small.program, options)
+        return None if found.x is None else small.expanded(np.asarray(found.x, np.bool_))
+
+
+class _Search(_Holder):
+    """One run."""
+
+    state: State
+
+    def __init__(self, program: Program, options: SolveOptions) -> None:
+        super().__init__(program, options)
+        self.structure = Structure.of(program)
+        self.state = State(self.structure, np.ones(program.size, np.bool_))
 
     def run(self) -> RawSolution:
         """All starts, then random shifts of the best."""
@@ -161,47 +284,3 @@ class _Search:
             if not any(gained) or self._stop():
                 break
         fill(self.state)
-
-    def _hold(self, name: str) -> None:
-        """Keep the state where it is the best so far."""
-        if not enter_bands(self.state) and shortage(self.state) < self.missing:
-            self.missing, self.near = shortage(self.state), self.state.x.copy()
-        value = self.program.objective(self.state.x)
-        if value > self.best_value and self.program.is_feasible(self.state.x):
-            self.best_x, self.best_value = self.state.x.copy(), value
-        seconds = time.perf_counter() - self.started
-        self.log.append(f"{seconds:8.2f} s  {self.state.work:8d} steps  {value:.9g}  {name}")
-        self.recorder.add(TracePoint(seconds, self.state.work, self.best_value, None))
-
-    def _go_to_best(self) -> None:
-        if self.best_x is not None:
-            self.state.reset(self.best_x)
-
-    def _stop(self) -> bool:
-        options = self.options
-        return (
-            options.stop()
-            or (options.work_limit is not None and self.state.work >= options.work_limit)
-            or (options.time_limit is not None and time.perf_counter() - self.started >= options.time_limit)
-        )
-
-    def _result(self) -> RawSolution:
-        options = self.options
-        found = self.best_x is not None
-        termination = Termination(Reason.SEARCH_ENDED) if found else Termination(Reason.NOTHING_FOUND)
-        if options.stop():
-            termination = Termination(Reason.INTERRUPTED)
-        elif options.work_limit is not None and self.state.work >= options.work_limit:
-            termination = Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}")
-        elif self._stop():
-            termination = Termination(Reason.TIME_LIMIT, f"time_limit={options.time_limit}")
-        return RawSolution(
-            termination=termination,
-            x=self.best_x,
-            objective=self.best_value if found else None,
-            near=self.near,
-            trace=self.recorder.points,
-            log="\n".join(self.log) + "\n",
-            solver_version=version("qcqp-prune"),
-            statistics={"steps": float(self.state.work)},
-        )

@@ -26,6 +26,9 @@ from qcqp_prune.solve.result import (
 )
 from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.first_order import Relaxed, relax
+from qcqp_prune_solvers.search.linked import LinkedState
+from qcqp_prune_solvers.search.linked import drop as drop_steps
+from qcqp_prune_solvers.search.linked import fill as fill_steps
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
@@ -76,10 +79,12 @@ class RelaxationBackend:
             return late or options.stop() or is_closed(program, held, bound, options.gap_limit)
 
         relaxed = relax(reduction.apply(program), listen, limit=options.work_limit)
-        x = _rounded(program, reduction.invert(program, relaxed.point))
-        if options.warm_start is not None and program.objective(options.warm_start) >= program.objective(x):
-            x = options.warm_start
-        if not program.is_feasible(x):
+        fraction = reduction.invert(program, relaxed.point)
+        x = _linked(program, fraction) if len(program.links) else _rounded(program, fraction)
+        start = options.warm_start
+        if start is not None and (x is None or program.objective(start) >= program.objective(x)):
+            x = start
+        if x is None or not program.is_feasible(x):
             missed = Termination(Reason.BOUND_COMPUTED)
             return RawSolution(
                 missed, near=x, bound=relaxed.bound, trace=recorder.points, reduction=reduction.name
@@ -125,6 +130,15 @@ def _rounded(program: Program, fraction: FloatArray) -> BoolArray:
     polish(state)
     fill(state)
     return state.x
+
+
+def _linked(program: Program, fraction: FloatArray) -> BoolArray | None:
+    """Leaves by relaxed value, wholes by their leaves; then mended and filled. None where that obeys no floors."""
+    state = LinkedState(program, fraction > 0.5)
+    if not state.allowed() or not drop_steps(state):
+        return None
+    fill_steps(state)
+    return state.x if program.is_feasible(state.x) else None
 
 
 def _termination(relaxed: Relaxed, options: SolveOptions) -> Termination:

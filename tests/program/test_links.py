@@ -10,6 +10,7 @@ import pytest
 import qcqp_prune as qp
 from qcqp_prune.graph.channels import ChannelGraph, Group
 from qcqp_prune.graph.links import Links
+from qcqp_prune.program.forms import CountFormBuilder
 from qcqp_prune.program.problem import allowed_counts
 from qcqp_prune.program.program import Program
 from qcqp_prune.testing import exhaustive, random_problem
@@ -112,3 +113,26 @@ def test_exact_backends_reach_the_exhaustive_optimum(solver: str, structure: str
 def _stays(problem: qp.PruningProblem) -> np.ndarray:
     single = np.asarray([len(a) == 1 for a in allowed_counts(problem.graph)])
     return single[problem.graph.group_of_unit]
+
+
+def test_slopes_and_substitution_agree_with_evaluation() -> None:
+    builder, rng = CountFormBuilder(3), np.random.default_rng(0)
+    builder.add_counts(5, {0: 1, 2: 3})
+    builder.add_product(2, {0: 1, 1: 2}, {1: 1, 2: 1})
+    form = builder.build()
+    wide = form.substituted({0: {0: 1}, 1: {0: 2, 1: 1}, 2: {1: 3}}, 2)
+    for _ in range(50):
+        n = rng.integers(0, 9, size=3)
+        for g in range(3):
+            assert form.slopes(n)[g] == form.evaluate(n + np.eye(3, dtype=np.int64)[g]) - form.evaluate(n)
+        m = rng.integers(0, 9, size=2)
+        assert wide.evaluate(m) == form.evaluate([m[0], 2 * m[0] + m[1], 3 * m[1]])
+
+
+def test_a_stair_is_shared_by_the_units_up_to_it() -> None:
+    builder = CountFormBuilder(1)
+    builder.add_table([0, 10, 30], [{0: 1}], [[2, 4, 8]])
+    form = builder.build()
+    # from 1 the stair to 10 is two units away, from 4 the one to 30 is one away, beyond it there is none
+    assert [float(form.slopes(np.asarray([n]))[0]) for n in (1, 4, 6)] == [5.0, 20.0, 0.0]
+    assert form.substituted({0: {0: 1, 1: 1}}, 2).evaluate([2, 1]) == form.evaluate([3])

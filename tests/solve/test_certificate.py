@@ -178,7 +178,7 @@ def restricted(program: Program, counts: tuple[int, ...]) -> Program:
 
 def best_proof(program: Program, x: np.ndarray) -> Proof:
     relaxation = Relaxation(program, x.astype(float), 0)
-    steps = itertools.islice(relaxation.steps(), 15)
+    steps = itertools.islice(relaxation.steps(lambda: False), 15)
     return proof_of(relaxation, min(steps, key=lambda step: step.bound))
 
 

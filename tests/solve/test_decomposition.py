@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import qcqp_prune_solvers.decomposition.backend as backend_module
 from qcqp_prune.errors import SolverIncapableError
+from qcqp_prune.graph.links import Links
 from qcqp_prune.program.program import Program
 from qcqp_prune.program.tables import CountTable, Shares
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import Reason
-from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaustive, random_problem
+from qcqp_prune.testing import (
+    STRUCTURES,
+    chain_problem,
+    check_backend,
+    exhaustive,
+    free_residual_problem,
+    random_problem,
+)
 from qcqp_prune_solvers.decomposition import elimination
 from qcqp_prune_solvers.decomposition.backend import DecompositionBackend
 from qcqp_prune_solvers.decomposition.block_cholesky import elimination_order, factorises
@@ -22,9 +32,10 @@ from qcqp_prune_solvers.decomposition.count_program import CountProgram
 from qcqp_prune_solvers.decomposition.couplings import Coupling, Couplings, Lookup
 from qcqp_prune_solvers.decomposition.elimination import TooWide
 from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
+from qcqp_prune_solvers.decomposition.link_prices import LinkRows
 from qcqp_prune_solvers.decomposition.master import best_mixture
 from qcqp_prune_solvers.decomposition.relaxation import Multipliers, Relaxation
-from qcqp_prune_solvers.decomposition.semidefinite import certified
+from qcqp_prune_solvers.decomposition.semidefinite import certified, dominant_diagonal
 
 
 def full(matrix: LiftedMatrix, lift: Lift | None = None) -> np.ndarray:
@@ -64,28 +75,84 @@ def test_bound_is_above_the_optimum_and_incumbent_below(structure: str, seed: in
 def test_every_step_is_a_bound_also_with_arbitrary_multipliers() -> None:
     rng = np.random.default_rng(0)
     for seed, structure in itertools.product(
-        range(3), ("chain", "residual", "ties", "self_pairs", "two_budgets")
+        range(3), ("chain", "residual", "ties", "self_pairs", "two_budgets", "free_sharing", "columns")
     ):
         problem = random_problem(seed, structure)
         program = Program.from_problem(problem)
         best = exhaustive(problem).objective
         start = np.zeros(program.size)
         relaxation = Relaxation(program, start, 0)
-        for step in itertools.islice(relaxation.steps(), 5):
+        for step in itertools.islice(relaxation.steps(lambda: False), 5):
             assert step.bound >= best
         lift = random_lift(relaxation.matrix, rng)
         weights = rng.uniform(0.1, 1.0, program.size)
-        diagonal = certified(relaxation.matrix, lift, weights, rng.uniform(0, 0.1, program.size))
+        diagonal = certified(
+            relaxation.matrix, lift, weights, rng.uniform(0, 0.1, program.size), lambda: False
+        )
         prices = rng.uniform(0, 2, len(program.constraints))
         centre = rng.uniform(0, 1, program.size)
-        assert relaxation.bound(Multipliers(lift, diagonal, centre, prices)).bound >= best
+        assert diagonal is not None
+        rows = LinkRows(program).count if len(program.links) else 0
+        links = rng.uniform(0, 0.3, rows)
+        assert relaxation.bound(Multipliers(lift, diagonal, centre, prices, links)).bound >= best
+        at_once = dominant_diagonal(relaxation.matrix, lift, weights)
+        assert relaxation.bound(Multipliers(lift, at_once, centre, prices, links)).bound >= best
+
+
+def test_dominant_diagonal_makes_the_matrix_semidefinite() -> None:
+    rng = np.random.default_rng(0)
+    for structure in ("residual", "self_pairs", "concat"):
+        program = Program.from_problem(random_problem(2, structure))
+        matrix = LiftedMatrix(program)
+        lift = random_lift(matrix, rng)
+        diagonal = dominant_diagonal(matrix, lift, rng.uniform(0.01, 1.0, program.size))
+        assert np.linalg.eigvalsh(np.diag(diagonal) - full(matrix, lift))[0] >= 0
+
+
+def test_link_rows_hold_exactly_for_points_that_obey_the_links() -> None:
+    rng = np.random.default_rng(0)
+    for structure in ("free_sharing", "columns"):
+        program = Program.from_problem(random_problem(0, structure))
+        rows = LinkRows(program)
+        seen = set()
+        for _ in range(200):
+            x = rng.random(program.size) < rng.random()
+            x = program.links.closed(x) if rng.random() < 0.5 else x
+            good = bool((rows.matrix @ x.astype(float) <= 0).all())
+            assert good == program.links.hold(x)
+            if good:
+                assert (rows.count_matrix @ program.counts(x) <= rows.offset).all()
+            seen.add(good)
+        assert seen == {True, False}
+
+
+def test_prices_of_links_close_most_of_what_ignoring_them_loses() -> None:
+    program = Program.from_problem(free_residual_problem())
+    options = SolveOptions(work_limit=60, gap_limit=0.0)
+    bare = DecompositionBackend().solve(replace(program, links=Links.none()), options)
+    priced = DecompositionBackend().solve(program, options)
+    assert bare.bound is not None
+    assert priced.bound is not None
+    assert priced.objective is not None
+    assert priced.bound - priced.objective < 0.5 * (bare.bound - priced.objective)
+
+
+def test_a_time_limit_ends_the_first_steps_of_a_large_program() -> None:
+    """The first cheap diagonal of this one takes several seconds; a bound is there before."""
+    program = Program.from_problem(chain_problem("resnet50"))
+    started = time.perf_counter()
+    found = DecompositionBackend().solve(program, SolveOptions(time_limit=4.0))
+    assert found.termination.reason is Reason.TIME_LIMIT
+    assert found.bound is not None
+    assert time.perf_counter() - started < 12.0
 
 
 def test_certified_diagonal_makes_the_matrix_semidefinite() -> None:
     program = Program.from_problem(random_problem(1, "residual"))
     matrix = LiftedMatrix(program)
     lift = matrix.fitted_lift(np.ones(program.size))
-    diagonal = certified(matrix, lift, np.full(program.size, 0.25), np.zeros(program.size))
+    diagonal = certified(matrix, lift, np.full(program.size, 0.25), np.zeros(program.size), lambda: False)
+    assert diagonal is not None
     smallest = np.linalg.eigvalsh(np.diag(diagonal) - full(matrix, lift))[0]
     assert smallest >= -1e-12 * np.abs(diagonal).max()
     # Not absurdly large either: the rise is of the order of the largest eigenvalue.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -15,11 +16,12 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.program.restriction import Restriction
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
 from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.solve.proof import Tangent, useful_tangents
+from qcqp_prune.solve.proof import AnyProof, Tangent, useful_tangents
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder, relative_gap
 from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.block_coordinate import BlockCoordinateBackend
 from qcqp_prune_solvers.decomposition.block_cholesky import factor_entries
+from qcqp_prune_solvers.decomposition.branching import MOST_UNITS, Tree
 from qcqp_prune_solvers.decomposition.count_program import CountProgram
 from qcqp_prune_solvers.decomposition.couplings import Couplings
 from qcqp_prune_solvers.decomposition.elimination import TooWide
@@ -27,6 +29,9 @@ from qcqp_prune_solvers.decomposition.fixing import restriction
 from qcqp_prune_solvers.decomposition.proofs import proof_of, tangent_of
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
 from qcqp_prune_solvers.search.bands import enter_bands
+from qcqp_prune_solvers.search.linked import LinkedState, improve
+from qcqp_prune_solvers.search.linked import drop as drop_steps
+from qcqp_prune_solvers.search.linked import fill as fill_steps
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
@@ -36,7 +41,9 @@ MOST_BYTES = 8 * 10**9
 SEARCH_SHARE = 0.3
 SECONDS_PER_PAIR = 2e-6
 """Measured on ResNet-50, to a first useful bound."""
-PATIENCE, PROGRESS = 60, 1e-5
+IMPROVE_EVERY = 8
+"""Of the rounded means of linked programs so many are filled only, for one that is improved."""
+PATIENCE, BRANCHING_PATIENCE, PROGRESS = 60, 24, 1e-5
 """Stop after so many steps that together improved the bound by less than this, relatively."""
 FIXING_SHARE, FIXING_SECONDS = 0.1, 0.5
 """Units and counts are decided at the end where that takes this share of the run, or so many seconds, at most."""
@@ -125,9 +132,11 @@ class _Run:
         self.x: BoolArray
         self.objective: float
         self._state: State
+        self._linked: LinkedState
         self._tried: set[bytes] = set()
         self._relaxation: Relaxation | None = None
         self._best: Step | None = None
+        self._tree: Tree | None = None
         self._tangents: list[Tangent] = []
 
     def run(self) -> RawSolution:
@@ -140,26 +149,46 @@ class _Run:
             # Every selection is worth the same, and there is nothing to scale a relaxation by.
             return self._result(Termination(Reason.OPTIMAL), bound=self.objective)
         if self.options.stop():
-            # The first bound of a large program takes long, and no one waits for it any more.
             return self._result(Termination(Reason.INTERRUPTED), bound=None)
         relaxation = Relaxation(self.program, self.x.astype(np.float64), self.options.seed)
         self._relaxation = relaxation
+        termination = self._root(relaxation)
+        if termination.reason is Reason.BOUND_COMPUTED and self.program.size <= MOST_UNITS:
+            termination = self._branch(relaxation)
+        return self._result(termination, bound=self.bound)
+
+    def _root(self, relaxation: Relaxation) -> Termination:
+        """Refine the bound of the whole program until nothing improves any more."""
         mark, since = np.inf, 0
-        for step in relaxation.steps():
+        patience = PATIENCE if self.program.size > MOST_UNITS else BRANCHING_PATIENCE
+        for step in relaxation.steps(self._halted):
             self.work += 1
             self._take(step, tangent_of(relaxation, step))
             ended = self._ended()
             if ended is not None:
-                termination = ended
-                break
+                return ended
             since += 1
-            if self.bound is not None and self.bound < mark - PROGRESS * abs(
-                mark if np.isfinite(mark) else 1.0
-            ):
-                mark, since = self.bound, 0
-            if since >= PATIENCE:
-                break
-        return self._result(termination, bound=self.bound)
+            if step.bound < mark - PROGRESS * abs(mark if np.isfinite(mark) else 1.0):
+                mark, since = step.bound, 0
+            if since >= patience:
+                return Termination(Reason.BOUND_COMPUTED)
+        return self._ended() or Termination(Reason.BOUND_COMPUTED)
+
+    def _branch(self, relaxation: Relaxation) -> Termination:
+        """Split counts until the gap is closed or a limit is met."""
+        assert self._best is not None
+        self._tree = Tree(relaxation, self._best)
+        for progress in self._tree.steps(lambda: self.objective, self._halted):
+            self.work += 1
+            self.bound = progress.bound if self.bound is None else min(self.bound, progress.bound)
+            self._try(progress.step)
+            self._record(f"case {self.work:4d}", {})
+            ended = self._ended()
+            if ended is not None:
+                return ended
+        self.bound = min(self.bound, self._tree.bound) if self.bound is not None else self._tree.bound
+        self._record("tree", {})
+        return self._ended() or Termination(Reason.BOUND_COMPUTED)
 
     def _start(self) -> RawSolution | None:
         """Take over or find an incumbent; the search's own answer where it finds none."""
@@ -175,23 +204,26 @@ class _Run:
             self.x, self.objective = np.asarray(found.x, np.bool_), float(found.objective)
             seconds = time.perf_counter() - self.started
             self.log.append(f"{seconds:8.2f} s  incumbent {self.objective:.9g}  search")
-        self._state = State(Structure.of(self.program), self.x)
+        if len(self.program.links):
+            self._linked = LinkedState(self.program, self.x)
+        else:
+            self._state = State(Structure.of(self.program), self.x)
         return None
 
     def _take(self, step: Step, tangent: Tangent) -> None:
-        seconds = time.perf_counter() - self.started
         self._tangents.append(tangent)
         if self.bound is None or step.bound < self.bound:
             self.bound, self._best = step.bound, step
         improved = self._try(step)
+        self._record(f"step {self.work:4d}", tangent.prices, improved=improved)
+
+    def _record(self, what: str, prices: Mapping[str, float], *, improved: bool = False) -> None:
+        seconds = time.perf_counter() - self.started
+        self.recorder.add(TracePoint(seconds, self.work, self.objective, self.bound, prices))
         gap = relative_gap(self.objective, self.bound)
-        self.recorder.add(TracePoint(seconds, self.work, self.objective, self.bound, tangent.prices))
-        note = "  new incumbent" if improved else ""
         shown = "-" if gap is None else f"{gap:.4%}"
-        self.log.append(
-            f"{seconds:8.2f} s  step {self.work:4d}  bound {self.bound:.9g}  gap {shown}  "
-            f"{len(np.flatnonzero(step.multipliers.prices))} prices{note}"
-        )
+        note = "  new incumbent" if improved else ""
+        self.log.append(f"{seconds:8.2f} s  {what}  bound {self.bound:.9g}  gap {shown}{note}")
 
     def _try(self, step: Step) -> bool:
         """Repair and polish the relaxation's point; keep it where it is the best."""
@@ -199,18 +231,41 @@ class _Run:
         if key in self._tried or self.options.bound_only:
             return False
         self._tried.add(key)
+        x = self._repaired_links(step) if len(self.program.links) else self._repaired(step)
+        if x is None or not self.program.is_feasible(x):
+            return False
+        value = self.program.objective(x)
+        if value <= self.objective:
+            return False
+        self.x, self.objective = x.copy(), value
+        return True
+
+    def _repaired(self, step: Step) -> BoolArray | None:
+        """The oracle's point within the budgets, polished."""
         self._state.reset(step.atom.x.astype(np.bool_))
         if not drop_to_budget(self._state):
-            return False
+            return None
         polish(self._state)
         fill(self._state)
         if not enter_bands(self._state):
-            return False
-        value = self.program.objective(self._state.x)
-        if value <= self.objective or not self.program.is_feasible(self._state.x):
-            return False
-        self.x, self.objective = self._state.x.copy(), value
-        return True
+            return None
+        return self._state.x
+
+    def _repaired_links(self, step: Step) -> BoolArray | None:
+        """The relaxation's means rounded along the links, within the budgets, improved."""
+        self._linked.reset(step.multipliers.centre > 0.5)
+        if not self._linked.allowed() or not drop_steps(self._linked):
+            return None
+        if self.work % IMPROVE_EVERY == 0:
+            improve(self._linked, self._halted)
+        else:
+            fill_steps(self._linked)
+        return self._linked.x
+
+    def _halted(self) -> bool:
+        """Whether time is over or the user asked to stop: polled inside of long computations."""
+        limit = self.options.time_limit
+        return self.options.stop() or (limit is not None and time.perf_counter() - self.started >= limit)
 
     def _ended(self) -> Termination | None:
         options = self.options
@@ -220,7 +275,7 @@ class _Run:
             return Termination(Reason.INTERRUPTED)
         if options.work_limit is not None and self.work >= options.work_limit:
             return Termination(Reason.WORK_LIMIT, f"work_limit={options.work_limit}")
-        if options.time_limit is not None and time.perf_counter() - self.started >= options.time_limit:
+        if self._halted():
             return Termination(Reason.TIME_LIMIT, f"time_limit={options.time_limit}")
         return None
 
@@ -244,6 +299,13 @@ class _Run:
         )
         return found
 
+    def _proof(self) -> AnyProof | None:
+        if self._best is None or self._relaxation is None:
+            return None
+        if self._tree is not None and self._tree.bound < self._best.bound:
+            return self._tree.root.proof()
+        return proof_of(self._relaxation, self._best)
+
     def _result(self, termination: Termination, *, bound: float | None) -> RawSolution:
         decided = None if termination.reason is Reason.INTERRUPTED else self._decided()
         return RawSolution(
@@ -256,9 +318,7 @@ class _Run:
             solver_version=version("qcqp-prune"),
             reduction="count-lifted semidefinite relaxation",
             statistics={"oracle_calls": float(self.work)},
-            proof=None
-            if self._best is None or self._relaxation is None
-            else proof_of(self._relaxation, self._best),
+            proof=self._proof(),
             tangents=useful_tangents(self._tangents, {c.name: c.limit for c in self.program.constraints}),
             restriction=decided,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import scipy.linalg
@@ -44,12 +45,13 @@ def _eliminated(widths: list[int], pairs: list[tuple[int, int]]) -> list[tuple[i
     return order
 
 
-def factorises(blocks: Blocks, order: list[int]) -> bool:
+def factorises(blocks: Blocks, order: list[int], halted: Callable[[], bool] = lambda: False) -> bool:
     """Whether the Cholesky factorisation exists, in floating point.
 
     Args:
         blocks: the matrix; every diagonal block is there. Not changed.
         order: all groups, from ``elimination_order``.
+        halted: polled between columns; False is returned once it says True.
     """
     place = {g: k for k, g in enumerate(order)}
     columns: list[dict[int, FloatArray]] = [{} for _ in order]
@@ -57,6 +59,8 @@ def factorises(blocks: Blocks, order: list[int]) -> bool:
         a, b = sorted((place[g], place[h]))
         columns[a][b] = np.array(block if place[g] == b else block.T, order="F")
     for k, column in enumerate(columns):
+        if halted():
+            return False
         try:
             pivot = scipy.linalg.cholesky(column.pop(k), lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:

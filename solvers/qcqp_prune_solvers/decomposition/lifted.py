@@ -97,6 +97,17 @@ class LiftedMatrix:
             blocks[g, h] = root[self.spans[g], None] * block * root[None, self.spans[h]]
         return blocks
 
+    def magnitudes(self, lift: Lift) -> FloatArray:
+        """Row sums of ``|H| + |N| 1 1^T``: what rounding of the rows of the matrix is relative to, ``(n,)``."""
+        total = np.zeros(self.size)
+        for g, h in {*self.blocks, *lift.entries}:
+            size = np.abs(self.blocks.get((g, h), np.zeros((int(self.widths[g]), int(self.widths[h])))))
+            size = size + abs(lift.entries.get((g, h), 0.0))
+            total[self.spans[g]] += size.sum(1)
+            if g != h:
+                total[self.spans[h]] += size.sum(0)
+        return total
+
     def fitted_lift(self, weights: FloatArray) -> Lift:
         """The lift nearest to the mean entries of the blocks, units weighted."""
         means, importance = {}, {}
@@ -119,11 +130,13 @@ class Atom:
         x: ``(n,) float64``.
         counts: ``(groups,)``.
         use: ``(budgets,)`` use of each budget as a share of its limit.
+        products: ``(couplings,)`` of sums of counts.
     """
 
     x: FloatArray
-    counts: IntArray
+    counts: IntArray | FloatArray
     use: FloatArray
+    products: FloatArray
 
 
 class Oracle:
@@ -179,7 +192,7 @@ class Oracle:
     def atom(self, x: FloatArray, counts: IntArray) -> Atom:
         """An atom from a point and its counts."""
         use = [c.form.evaluate(counts) for c in self.program.constraints]
-        return Atom(x, counts, np.asarray(use, np.float64) / self.limits)
+        return Atom(x, counts, np.asarray(use, np.float64) / self.limits, self.couplings.products(counts))
 
     def _top_sums(self, alpha: FloatArray) -> tuple[list[FloatArray], list[IntArray]]:
         """For each class the sum of its groups' top-n sums at each allowed n; for each group its order."""

@@ -36,6 +36,7 @@ def proof_of(relaxation: Relaxation, step: Step) -> Proof:
         diagonal=m.diagonal,
         centre=m.centre,
         prices=unit_prices(relaxation, step),
+        link_prices=m.link_prices if len(relaxation.program.links) else None,
         hints={
             "groups": elimination_order(matrix.widths.tolist(), [*matrix.blocks, *m.lift.entries]),
             "sums": counts.definitions,

@@ -21,6 +21,8 @@ from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 
 RANK = 16
 LANCZOS_STEPS = 60
+FLOOR = 3e-5
+"""Least diagonal, relative to the sizes that the rest of a row is rounded from: a smaller one can hardly be checked."""
 MARGIN, MARGIN_UNITS = 6 * 2.0**-42, 1000
 """Rise of each diagonal entry, relative to it, for each unit and for so many more: six times the shift of
 ``qcqp_prune.certify``, which leaves room for the rounding of both factorisations."""
@@ -34,8 +36,31 @@ def random_vectors(size: int, rng: np.random.Generator) -> FloatArray:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
+def dominant_diagonal(matrix: LiftedMatrix, lift: Lift, weights: FloatArray) -> FloatArray:
+    """A diagonal that dominates its rows, scaled by the weights: dear, but there at once and certified by itself.
+
+    References:
+        Gershgorin's theorem for ``diag(root) (diag(d) - A) diag(root)``.
+    """
+    root = np.sqrt(weights)
+    total = np.zeros(len(weights))
+    for (g, h), block in matrix.scaled_blocks(lift, root).items():
+        size = np.abs(block)
+        total[matrix.spans[g]] += size.sum(1)
+        if g != h:
+            total[matrix.spans[h]] += size.sum(0)
+    margin = 1.0 + 4.0 * len(weights) * float(np.finfo(np.float64).eps)
+    return np.maximum(margin * total / weights, _least(matrix, lift))
+
+
 def cheap_diagonal(
-    matrix: LiftedMatrix, lift: Lift, weights: FloatArray, vectors: FloatArray, *, sweeps: int
+    matrix: LiftedMatrix,
+    lift: Lift,
+    weights: FloatArray,
+    vectors: FloatArray,
+    *,
+    sweeps: int,
+    halted: Callable[[], bool],
 ) -> FloatArray:
     """A diagonal near the cheapest, before it is certified.
 
@@ -45,6 +70,7 @@ def cheap_diagonal(
         weights: ``(n,)`` positive: the price of each entry of the diagonal.
         vectors: ``(n, RANK)`` unit rows, updated in place: the next call starts from them.
         sweeps: passes over all groups.
+        halted: polled before each pass; fewer passes make a dearer diagonal, not a wrong one.
 
     Returns:
         ``(n,)``; ``diag(d) - (H - N 1 1^T)`` is positive semidefinite up to the accuracy of the method.
@@ -52,6 +78,8 @@ def cheap_diagonal(
     root = np.sqrt(weights)[:, None]
     scaled = root * vectors
     for _ in range(sweeps):
+        if halted():
+            break
         for group, span in enumerate(matrix.spans):
             gradient = root[span] * matrix.rows_times(group, scaled, lift)
             norm = np.linalg.norm(gradient, axis=1, keepdims=True)
@@ -61,8 +89,14 @@ def cheap_diagonal(
     return np.asarray(norms / weights)
 
 
-def certified(matrix: LiftedMatrix, lift: Lift, weights: FloatArray, diagonal: FloatArray) -> FloatArray:
-    """Raise a diagonal until the Cholesky factorisation of ``diag(d) - (H - N 1 1^T)`` exists.
+def certified(
+    matrix: LiftedMatrix,
+    lift: Lift,
+    weights: FloatArray,
+    diagonal: FloatArray,
+    halted: Callable[[], bool],
+) -> FloatArray | None:
+    """Raise a diagonal until the Cholesky factorisation of ``diag(d) - (H - N 1 1^T)`` exists; None where halted first.
 
     The rise is spread so that each entry costs the same. A factorisation in floating point proves positive
     semidefiniteness up to rounding; a rise far above that is added on top, so that an independent check succeeds.
@@ -77,14 +111,24 @@ def certified(matrix: LiftedMatrix, lift: Lift, weights: FloatArray, diagonal: F
     scale = float(np.abs(base).max()) or 1.0
     lowest = _smallest_eigenvalue(lambda v: base * v - root * matrix.times(root * v, lift), len(base))
     rise = 1.2 * max(-lowest, 0.0) + 1e-12 * scale
-    while not factorises(_shifted(matrix, blocks, base + rise), order):
+    while not halted():
+        if factorises(_shifted(matrix, blocks, base + rise), order, halted):
+            break
         rise = 3.0 * rise + 1e-8 * scale
+    else:
+        return None
     rise += 4.0 * len(base) * float(np.finfo(np.float64).eps) * scale
     found = (base + rise) / weights
     lifted = np.repeat([lift.entries.get((g, g), 0.0) for g in range(len(matrix.spans))], matrix.widths)
     least = LEAST * matrix.row_sizes(lift)
     found = np.maximum(found + lifted, least) - lifted
     return np.asarray(found + MARGIN * (len(base) + MARGIN_UNITS) * (found + lifted))
+
+
+def _least(matrix: LiftedMatrix, lift: Lift) -> FloatArray:
+    """The floor of each entry of a diagonal; units that are coupled with nothing get a little, too."""
+    sizes = matrix.magnitudes(lift)
+    return FLOOR * np.maximum(sizes, 1e-4 * (float(sizes.max(initial=0.0)) or 1.0))
 
 
 def _shifted(matrix: LiftedMatrix, blocks: Blocks, diagonal: FloatArray) -> Blocks:
