@@ -71,6 +71,7 @@ TORCHVISION = (
     "densenet121",
     "efficientnet_b0",
     "convnext_tiny",
+    "vit_b_16",
 )
 
 INSTANCES = {
@@ -82,4 +83,7 @@ INSTANCES = {
         f"tv_{name}": Instance(f"tv_{name}", partial(torchvision_model, name), (1, 3, 224, 224))
         for name in TORCHVISION
     },
+    "tv_resnet50_free": Instance(
+        "tv_resnet50_free", partial(torchvision_model, "resnet50"), (1, 3, 224, 224), {"sharing": "free"}
+    ),
 }

@@ -130,7 +130,8 @@ def test_a_model_without_prunable_layers(network: nn.Module, example: Tensor, wh
     graph = qp.trace(network, example)
     objective = qp.PairwiseForm(np.zeros(graph.unit_count))
     with pytest.raises(
-        qp.NothingToPruneError, match=f"{why}.*: remove entries from ignored_layers or choose"
+        qp.NothingToPruneError,
+        match=f"{why}.*: remove entries from ignored_layers, lower min_keep or round_to, or choose",
     ):
         qp.PruningProblem.build(graph, objective, "50%")
 
@@ -247,7 +248,7 @@ def test_the_whole_is_allowed(graph: qp.ChannelGraph, scores: qp.PairwiseForm) -
 
 def test_an_unknown_resource(graph: qp.ChannelGraph, scores: qp.PairwiseForm) -> None:
     with pytest.raises(
-        qp.InvalidBudgetError, match=r"unknown resource 'flops' .*choose from macs, memory, params"
+        qp.InvalidBudgetError, match=r"unknown resource 'flops' .*choose from .*macs, memory, params"
     ):
         qp.PruningProblem.build(graph, scores, {"macs": "50%", "flops": "50%"})
 
@@ -261,7 +262,7 @@ def test_an_infeasible_budget_says_what_is_attainable(
     graph: qp.ChannelGraph, scores: qp.PairwiseForm
 ) -> None:
     with pytest.raises(
-        qp.InfeasibleError, match=r"smallest attainable .*Raise the budget to at least"
+        qp.InfeasibleError, match=r"smallest attainable use is 450 of 1,926 MACs(.|\n)*raise macs to 450"
     ) as caught:
         qp.PruningProblem.build(graph, scores, {"macs": LEAST_MACS - 1})
     assert caught.value.resource == "macs"

@@ -109,7 +109,7 @@ def certified(
     blocks = matrix.scaled_blocks(lift, root)
     order = elimination_order(matrix.widths.tolist(), list(blocks))
     scale = float(np.abs(base).max()) or 1.0
-    lowest = _smallest_eigenvalue(lambda v: base * v - root * matrix.times(root * v, lift), len(base))
+    lowest = _smallest_eigenvalue(lambda v: base * v - root * matrix.times(root * v, lift), len(base), halted)
     rise = 1.2 * max(-lowest, 0.0) + 1e-12 * scale
     while not halted():
         if factorises(_shifted(matrix, blocks, base + rise), order, halted):
@@ -139,7 +139,9 @@ def _shifted(matrix: LiftedMatrix, blocks: Blocks, diagonal: FloatArray) -> Bloc
     return shifted
 
 
-def _smallest_eigenvalue(times: Callable[[FloatArray], FloatArray], size: int) -> float:
+def _smallest_eigenvalue(
+    times: Callable[[FloatArray], FloatArray], size: int, halted: Callable[[], bool]
+) -> float:
     """By a few steps of Lanczos: never below the true one; the factorisation decides."""
     steps = min(LANCZOS_STEPS, size)
     basis = np.zeros((steps, size))
@@ -147,6 +149,9 @@ def _smallest_eigenvalue(times: Callable[[FloatArray], FloatArray], size: int) -
     v = np.random.default_rng(0).standard_normal(size)
     v /= np.linalg.norm(v)
     for k in range(steps):
+        if k and halted():
+            steps = k
+            break
         basis[k] = v
         w = times(v)
         diagonal[k] = v @ w
