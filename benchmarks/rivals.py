@@ -90,7 +90,8 @@ def main() -> None:
             if not options.again and any(_key(row) == key for row in rows):
                 continue
             row = _in_a_process(key)
-            rows = [r for r in rows if _key(r) != key] + [row]
+            # Read again: another process may have added rows of other instances meanwhile.
+            rows = [r for r in (rows if options.quick else _recorded()) if _key(r) != key] + [row]
             rows.sort(key=_place)
             print(row, flush=True)
             if not options.quick:
