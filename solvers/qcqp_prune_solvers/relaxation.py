@@ -33,6 +33,9 @@ from qcqp_prune_solvers.search.moves import drop_to_budget, fill, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
 
+THRESHOLDS = (0.5, 0.1, -1.0)
+"""Relaxed values above which a leaf is kept at first: the next lower one is tried where floors are missed."""
+
 
 class RelaxationBackend:
     """Bounds by the cardinality-RLT relaxation, or by the perspective one where that is too large; no branching.
@@ -85,9 +88,12 @@ class RelaxationBackend:
         if start is not None and (x is None or program.objective(start) >= program.objective(x)):
             x = start
         if x is None or not program.is_feasible(x):
-            missed = Termination(Reason.BOUND_COMPUTED)
             return RawSolution(
-                missed, near=x, bound=relaxed.bound, trace=recorder.points, reduction=reduction.name
+                _termination(relaxed, options),
+                near=x,
+                bound=relaxed.bound,
+                trace=recorder.points,
+                reduction=reduction.name,
             )
         worth = program.objective(x)
         recorder.add(TracePoint(time.perf_counter() - started, relaxed.iterations, worth, relaxed.bound))
@@ -135,10 +141,13 @@ def _rounded(program: Program, fraction: FloatArray) -> BoolArray:
 def _linked(program: Program, fraction: FloatArray) -> BoolArray | None:
     """Leaves by relaxed value, wholes by their leaves; then mended and filled. None where that obeys no floors."""
     state = LinkedState(program, fraction > 0.5)
-    if not state.allowed() or not drop_steps(state):
-        return None
-    fill_steps(state)
-    return state.x if program.is_feasible(state.x) else None
+    for threshold in THRESHOLDS:
+        state.reset(fraction > threshold)
+        if state.allowed() and drop_steps(state):
+            fill_steps(state)
+            if program.is_feasible(state.x):
+                return state.x
+    return None
 
 
 def _termination(relaxed: Relaxed, options: SolveOptions) -> Termination:

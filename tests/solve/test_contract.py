@@ -118,7 +118,7 @@ class _Wrong:
     """A third party's backend that breaks one rule."""
 
     name = "wrong"
-    classes = (ProblemClass(2, 2),)
+    classes = (ProblemClass(2, 2, tables=True),)
 
     def __init__(self, fault: str) -> None:
         self.fault = fault

@@ -30,7 +30,7 @@ def test_nothing_worth_enough_is_cut_off(structure: str) -> None:
         worths = np.asarray([program.objective(x) for x in points])
         best = points[int(worths.argmax())]
         relaxation = Relaxation(program, best.astype(np.float64), seed)
-        for k, step in enumerate(itertools.islice(relaxation.steps(), 12)):
+        for k, step in enumerate(itertools.islice(relaxation.steps(lambda: False), 12)):
             # The optimum itself, and a selection that is worth a little less.
             worth = float(worths.max()) * (1.0 if k % 2 else 0.97)
             found = restriction(relaxation, step.multipliers, worth)
@@ -42,7 +42,7 @@ def test_marginals_are_the_maxima_with_a_count_set() -> None:
     """Against the count program with all other counts of the class forbidden."""
     program = Program.from_problem(chain_problem("tiny"))
     relaxation = Relaxation(program, np.ones(program.size), 0)
-    step = next(itertools.islice(relaxation.steps(), 5, None))
+    step = next(itertools.islice(relaxation.steps(lambda: False), 5, None))
     alpha, _ = relaxation.linearised(step.multipliers)
     lift, prices = step.multipliers.lift, step.multipliers.prices
     found = relaxation.oracle.marginals(alpha, lift, prices)
