@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.program.problem import (
@@ -96,7 +98,10 @@ def budget_lines(problem: PruningProblem, requested: Budgets, mask: BoolArray) -
 
 
 def _cheapest_step(problem: PruningProblem, row: BudgetRow, mask: BoolArray) -> int | None:
-    """The least that raising one group, or one set of tied groups, to its next allowed count adds to a resource."""
+    """The least that raising one group, or one set of tied groups, to its next allowed count adds to a resource.
+
+    A unit with wholes adds what they cost, too, where it is their first part.
+    """
     groups = problem.graph.groups
     counts = problem.counts(mask)
     allowed = allowed_counts(problem.graph)
@@ -104,11 +109,41 @@ def _cheapest_step(problem: PruningProblem, row: BudgetRow, mask: BoolArray) -> 
     for g, group in enumerate(groups):
         ties.setdefault(f"tie {group.tie}" if group.tie is not None else f"group {g}", []).append(g)
     base = row.form.evaluate(counts)
-    steps = []
+    linked = {link.whole for link in problem.graph.count_links} | {
+        link.part for link in problem.graph.count_links
+    }
+    steps = [row.form.evaluate(problem.counts(raised)) - base for raised in _raised(problem, mask, allowed)]
     for members in ties.values():
+        if linked & set(members):
+            continue
         larger = [n for n in allowed[members[0]] if n > counts[members[0]]]
         if larger:
             raised = counts.copy()
             raised[members] = larger[0]
             steps.append(row.form.evaluate(raised) - base)
     return min(steps, default=None)
+
+
+def _raised(problem: PruningProblem, mask: BoolArray, allowed: list[list[int]]) -> Iterator[BoolArray]:
+    """Masks with one more part kept, and all wholes that it brings along; one for each kind of part."""
+    graph = problem.graph
+    links = graph.links
+    leaves = np.setdiff1d(links.parts, links.wholes)
+    kinds = graph.group_of_unit.astype(np.float64)
+    weights = np.random.default_rng(0).random(len(graph.groups))
+    for level in reversed(links.levels or ()):
+        brings = level[~mask[links.wholes[level]]]
+        # What a part brings along is told by a sum of random weights of groups: equal sums are equal groups.
+        np.add.at(
+            kinds,
+            links.parts[brings],
+            weights[graph.group_of_unit[links.wholes[brings]]] + kinds[links.wholes[brings]],
+        )
+    leaves = leaves[~mask[leaves]]
+    for unit in leaves[np.unique(kinds[leaves], return_index=True)[1]].tolist():
+        raised = mask.copy()
+        raised[unit] = True
+        raised |= links.closed(raised)
+        counts = problem.counts(raised)
+        if all(n in a for n, a in zip(counts.tolist(), allowed, strict=True)):
+            yield raised

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.program.forms import PairwiseForm
-from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.problem import PruningProblem, allowed_counts
 from qcqp_prune.report import budget_lines, feasible_ranges
+from qcqp_prune.testing import random_problem
+from qcqp_prune.testing.instances import LINKED
 
 
 def chain() -> nn.Sequential:
@@ -59,3 +62,33 @@ def test_nothing_can_be_added_to_the_whole_network() -> None:
     graph = trace(chain(), torch.zeros(1, 2))
     problem = PruningProblem.build(graph, PairwiseForm(np.ones(graph.unit_count)), {"macs": "100%"})
     assert budget_lines(problem, "100%", np.ones(graph.unit_count, np.bool_))[0].cheapest_step is None
+
+
+@pytest.mark.parametrize("structure", LINKED)
+def test_the_next_unit_is_charged_with_the_wholes_that_it_brings_along(structure: str) -> None:
+    """Against every single unit that could be added, with all that follows, counted one by one."""
+    rng = np.random.default_rng(0)
+    seen = 0
+    for seed in range(12):
+        problem = random_problem(seed, structure)
+        graph, allowed = problem.graph, allowed_counts(problem.graph)
+        mask = rng.random(graph.unit_count) < 0.5
+        for g, group in enumerate(graph.groups):
+            mask[graph.units(g)] |= group.frozen_reason is not None
+        mask = graph.links.closed(mask) | (mask & ~np.isin(np.arange(graph.unit_count), graph.links.heads))
+        counts = problem.counts(mask)
+        if any(n not in a for n, a in zip(counts.tolist(), allowed, strict=True)):
+            continue
+        line = budget_lines(problem, {"macs": "50%"}, mask)[0]
+        costs = []
+        for unit in np.flatnonzero(~mask).tolist():
+            if unit in graph.links.heads:
+                continue
+            more = mask.copy()
+            more[unit] = True
+            more |= graph.links.closed(more)
+            if all(n in a for n, a in zip(problem.counts(more).tolist(), allowed, strict=True)):
+                costs.append(problem.usage(more)["macs"] - problem.usage(mask)["macs"])
+        assert line.cheapest_step == min(costs, default=None)
+        seen += 1
+    assert seen >= 4
