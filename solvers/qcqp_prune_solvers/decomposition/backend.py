@@ -243,9 +243,9 @@ class _Run:
     def _repaired(self, step: Step) -> BoolArray | None:
         """The oracle's point within the budgets, polished."""
         self._state.reset(step.atom.x.astype(np.bool_))
-        if not drop_to_budget(self._state):
+        if not drop_to_budget(self._state, stop=self._halted):
             return None
-        polish(self._state)
+        polish(self._state, stop=self._halted)
         fill(self._state)
         if not enter_bands(self._state):
             return None

@@ -13,7 +13,9 @@ from qcqp_prune_solvers.search.state import Snapshot, State
 Stop = Callable[[], bool]
 
 
-def drop_to_budget(state: State, *, keep: int | None = None, only: int | None = None) -> bool:
+def drop_to_budget(
+    state: State, *, keep: int | None = None, only: int | None = None, stop: Stop = lambda: False
+) -> bool:
     """Backward greedy: while a budget is exceeded, take the step down that loses least for what it frees.
 
     What a step frees is weighed by how far each exceeded budget is off.
@@ -22,6 +24,7 @@ def drop_to_budget(state: State, *, keep: int | None = None, only: int | None = 
         state: changed in place.
         keep: a class that is not to be lowered.
         only: the one budget to meet; all when None.
+        stop: polled before each step.
 
     Returns:
         Whether every budget is met.
@@ -34,6 +37,8 @@ def drop_to_budget(state: State, *, keep: int | None = None, only: int | None = 
             over[np.arange(len(over)) != only] = False
         if not over.any():
             return True
+        if stop():
+            return False
         freed = (state.cost_down()[over] / excess[over, None]).sum(axis=0)
         losses = state.down_values()
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -84,9 +89,11 @@ def _most_for_cost(gains: FloatArray, shares: FloatArray, fits: BoolArray) -> in
     return int(worth.argmax())
 
 
-def polish(state: State, rounds: int = 20) -> None:
+def polish(state: State, rounds: int = 20, stop: Stop = lambda: False) -> None:
     """Sweeps of exact top-k blocks: every class gets the best units for its count until none changes."""
     for _ in range(rounds):
+        if stop():
+            return
         changed = [state.reselect(t) for t in range(len(state.structure.members))]
         if not any(changed):
             return
