@@ -81,12 +81,18 @@ class Held:
         return is_closed(self.program, self.objective, self.bound, self.options.gap_limit)
 
     def hold_least(self) -> None:
-        """Hold the least allowed counts, which meet every budget that can be met, and the best units at these."""
+        """Hold the least allowed counts, which meet every budget that can be met, and the best units at these.
+
+        Nothing is held where these units do not obey the links.
+        """
         worth = self.program.gradient(np.ones(self.program.size))
-        self.x = np.zeros(self.program.size, np.bool_)
+        x = np.zeros(self.program.size, np.bool_)
         for group in self.program.groups:
             best = np.argsort(-worth[group.span], kind="stable")[: group.counts[0]]
-            self.x[group.start + best] = True
+            x[group.start + best] = True
+        if not self.program.is_feasible(x):
+            return
+        self.x = x
         self.objective = self.problem.objective.evaluate(self.program.mask(self.x))
         self.notes.append("interrupted before any search: the least allowed counts are returned")
 

@@ -6,12 +6,14 @@ import signal
 
 import pytest
 
+from qcqp_prune.errors import NoIncumbentError
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.interrupt import catch_interrupt
 from qcqp_prune.solve.options import SolveOptions, never
 from qcqp_prune.solve.result import Reason, TracePoint
 from qcqp_prune.solve.run import solve
-from qcqp_prune.testing import chain_problem
+from qcqp_prune.testing import chain_problem, random_problem
+from qcqp_prune.testing.instances import LINKED
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,22 @@ def test_auto_interrupted_at_once_returns_the_least_selection() -> None:
     usage = report.usage["macs"]
     assert usage.limit is not None
     assert usage.used <= usage.limit
+
+
+@pytest.mark.parametrize("structure", LINKED)
+def test_auto_interrupted_at_once_returns_no_selection_against_the_links(structure: str) -> None:
+    """The best units at the least counts of linked groups need not belong together."""
+    held = 0
+    for seed in range(6):
+        problem = random_problem(seed, structure)
+        program = Program.from_problem(problem)
+        try:
+            report = solve(problem, "auto", options=SolveOptions(stop=lambda: True))
+        except NoIncumbentError:
+            continue
+        held += 1
+        assert program.is_feasible(report.masks.flat(problem.graph)[program.units])
+    assert held
 
 
 def test_the_second_control_c_aborts() -> None:
