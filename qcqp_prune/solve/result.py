@@ -30,7 +30,9 @@ class Reason(Enum):
     )
     INTERRUPTED = "The run was interrupted and returned what it held: solve again from it with warm_start."
     INFEASIBLE = "The solver proved that no selection meets every budget: raise a budget or lower min_keep."
-    NOTHING_FOUND = "The search found no selection in the band: widen it, or name a solver that proves."
+    NOTHING_FOUND = (
+        "The search found no selection within the budgets: loosen them, or name a solver that proves."
+    )
     FAILED = "The solver failed: read the log in the report, and try another solver."
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from qcqp_prune_solvers.search.blocks import sweep
 from qcqp_prune_solvers.search.linked import LinkedState, improve
 from qcqp_prune_solvers.search.linked import drop as drop_steps
 from qcqp_prune_solvers.search.linked import perturb as perturb_steps
-from qcqp_prune_solvers.search.merged import merged
+from qcqp_prune_solvers.search.merged import Merged, merged
 from qcqp_prune_solvers.search.moves import drop_to_budget, exchange, fill, perturb, polish
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
@@ -181,10 +182,27 @@ class _LinkedSearch(_Holder):
         if warm is not None and self.program.is_feasible(warm):
             yield "warm start", lambda: warm
         yield "linked units together", self._strict
+        yield "fewest linked units", self._fewest
         yield "all", lambda: np.ones(self.program.size, np.bool_)
 
+    @cached_property
+    def _small(self) -> Merged | None:
+        """The strict restriction; made where a start needs it."""
+        return merged(self.program)
+
+    def _fewest(self) -> BoolArray | None:
+        """The least counts of the strict restriction, which parts still leave: for budgets that it cannot meet."""
+        if self.best_x is not None or (small := self._small) is None:
+            return None
+        worth = small.program.gradient(np.ones(small.program.size))
+        x = np.zeros(small.program.size, np.bool_)
+        for group in small.program.groups:
+            order = np.argsort(-worth[group.span], kind="stable")
+            x[group.start + order[: group.counts[0]]] = True
+        return small.expanded(x)
+
     def _strict(self) -> BoolArray | None:
-        small = merged(self.program)
+        small = self._small
         if small is None:
             return None
         share = None if self.options.time_limit is None else STRICT_SHARE * self.options.time_limit

@@ -12,8 +12,8 @@ from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.testing import exhaustive, random_problem
-from qcqp_prune.testing.instances import LINKED
-from qcqp_prune_solvers.search.linked import LinkedState
+from qcqp_prune.testing.instances import LINKED, Sketch
+from qcqp_prune_solvers.search.linked import LinkedState, fill
 from qcqp_prune_solvers.search.merged import merged
 
 
@@ -111,3 +111,41 @@ def test_no_unit_that_loses_nothing_fits_any_more(structure: str, work: int | No
             more[unit] = True
             more = program.links.closed(more)
             assert not program.is_feasible(more) or program.objective(more) < program.objective(x)
+
+
+def test_steps_that_cost_nothing_alone_and_too_much_together_end() -> None:
+    """With both inputs of a product empty, one more of either costs nothing, and one of each exceeds the budget."""
+    sketch = Sketch(np.random.default_rng(0), fraction=0.0)
+    empty = [sketch.group(4, min_keep=0) for _ in range(2)]
+    sketch.layer(*empty)
+    sketch.products[0] = (*empty, 100)
+    part, whole = sketch.group(2), sketch.group(2)
+    sketch.link(whole, part, range(2))
+    sketch.linear.append((part, 5))
+    program = Program.from_problem(sketch.problem())
+    x = np.zeros(program.size, np.bool_)
+    x[program.groups[part].start] = True
+    state = LinkedState(program, x)
+    assert program.is_feasible(state.x)
+    assert not state.counts[empty].any()
+    fill(state)
+    assert program.is_feasible(state.x)
+    assert state.counts[empty].max() == 4
+
+
+@pytest.mark.parametrize("solver", ["block_coordinate", "decomposition"])
+def test_a_budget_below_whole_sets_is_met_by_their_parts(solver: str) -> None:
+    """Two filters fit with one column each; the least of the strict restriction, two with all of theirs, does not."""
+    sketch = Sketch(np.random.default_rng(0), fraction=0.1)
+    source = sketch.group(2, frozen_reason="input")
+    filters, columns = sketch.group(4, multiple_of=2), sketch.group(12)
+    sketch.link(filters, columns, np.repeat(range(4), 3).tolist())
+    sketch.layer(source, columns)
+    problem = sketch.problem()
+    program = Program.from_problem(problem)
+    small = merged(program)
+    assert small is not None
+    assert not small.program.counts_within(np.asarray([g.counts[0] for g in small.program.groups]))
+    report = qp.solve(problem, solver)
+    assert program.is_feasible(report.masks.flat(problem.graph)[program.units])
+    assert report.objective <= exhaustive(problem).objective + 1e-9

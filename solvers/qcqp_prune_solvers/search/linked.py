@@ -268,7 +268,7 @@ def fill(state: LinkedState) -> None:
 
     Below the lower end of a budget what loses is switched on, too.
     """
-    share, skip = BATCH, np.zeros(state.program.size, np.bool_)
+    share, most, skip = BATCH, state.program.size, np.zeros(state.program.size, np.bool_)
     while True:
         slack = -state.excess()
         units, worth, shares = state.steps(on=True)
@@ -282,7 +282,7 @@ def fill(state: LinkedState) -> None:
             return
         order = np.argsort(-worth / np.maximum(cost.sum(1), 1e-300), kind="stable")
         total = np.cumsum(cost[order], axis=0).max(1)
-        take = max(int(np.searchsorted(total, share, side="right")), 1)
+        take = min(max(int(np.searchsorted(total, share, side="right")), 1), most)
         saved, value = state.x.copy(), state.value
         x = state.x.copy()
         x[units[order[:take]]] = True
@@ -292,7 +292,8 @@ def fill(state: LinkedState) -> None:
             state.go_to(saved)
             # Several together took more than foreseen, or one did: its wholes may share a product.
             skip[units[order[:1]]] = take == 1
-            share = share / 4 if take > 2 else 0.0
+            # The share alone does not limit steps that seem to cost nothing.
+            share, most = (share / 4, max(take // 4, 1)) if take > 2 else (0.0, 1)
 
 
 def improve(state: LinkedState, stop: Stop) -> None:
