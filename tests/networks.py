@@ -72,7 +72,7 @@ def _drawn(
         flat[graph.units(g)] = rng.permutation(group.width) < count
     if not len(graph.links):
         return flat
-    stays = np.asarray([len(a) == 1 for a in allowed])[graph.group_of_unit]
+    stays = graph.stays
     if any(layer.columns is not None for layer in graph.layers):
         _suit_parts(graph, flat, stays, rng)
     return graph.links.closed(flat) | (flat & stays)

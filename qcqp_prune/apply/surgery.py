@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
-from qcqp_prune.program.problem import allowed_counts
 
 
 def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
@@ -50,8 +49,7 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
         raise MaskMismatchError(
             f"the masks keep a unit of {group.id} that belongs to one they remove: take masks from solve()"
         )
-    single = np.asarray([len(counts) == 1 for counts in allowed_counts(graph)], np.bool_)
-    if not graph.links.hold(flat, exempt=single[graph.group_of_unit]):
+    if not graph.links.hold(flat, exempt=graph.stays):
         raise MaskMismatchError(
             "the masks keep a unit of which they remove all parts, such as a channel of a sum that nothing writes: "
             "take masks from solve(), or close them with graph.links.closed()"

@@ -15,7 +15,7 @@ from qcqp_prune.cli.arguments import (
     parse_kwargs,
     parse_shape,
 )
-from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote
+from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote, wrote_certificate
 from qcqp_prune.errors import ConfigError, PlanError
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.files import TracedNetwork, read_traced, write_traced
@@ -167,7 +167,7 @@ def solve(
     _show_solve(report)
     wrote("the masks", write_json(output, report.to_json()))
     if certificate is not None:
-        wrote("the certificate", report.write_certificate(certificate)[0])
+        wrote_certificate(report, certificate)
 
 
 def latency(

@@ -15,6 +15,7 @@ from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.program.problem import Resource
 from qcqp_prune.report.budgets import feasible_ranges
 from qcqp_prune.report.terminal import ranges_table
+from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import TracePoint, relative_gap
 
 if TYPE_CHECKING:
@@ -33,6 +34,20 @@ def show_ranges(graph: ChannelGraph, resources: Sequence[Resource] = ()) -> None
 def wrote(what: str, path: Path) -> None:
     """Say where a result lies."""
     OUT.print(f"wrote {what}: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def wrote_certificate(report: SolveReport, path: Path) -> None:
+    """Write a report's certificate, and say what it proves where the report's bound is a better one."""
+    wrote("the certificate", report.write_certificate(path)[0])
+    certificate = report.certificate
+    if certificate is None or report.bound is None or certificate.bound <= report.bound:
+        return
+    gap = relative_gap(report.objective, certificate.bound)
+    shown = f"{certificate.bound:.6g}" if gap is None else f"a gap of {gap:.3%}"
+    ERR.print(
+        f"The certificate proves {shown}: the rest of the reported bound came from branch and cut, which leaves no "
+        "multipliers. --solver decomposition gives a bound that can all be written down."
+    )
 
 
 class Spinner:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.apply.plan import load, require_place, save
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.cli.config import RunConfig
-from qcqp_prune.cli.console import ERR, OUT, Spinner, show_ranges, wrote
+from qcqp_prune.cli.console import ERR, OUT, Spinner, show_ranges, wrote, wrote_certificate
 from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
@@ -92,7 +92,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     OUT.print(report_view(report))
     _write(report, small, model, output)
     if certificate is not None:
-        wrote("the certificate", report.solve.write_certificate(certificate)[0])
+        wrote_certificate(report.solve, certificate)
     return report
 
 

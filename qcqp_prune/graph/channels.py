@@ -52,6 +52,11 @@ class Group:
     frozen_reason: str | None = None
     tie: str | None = None
 
+    @property
+    def stays(self) -> bool:
+        """Whether the group can only be kept whole, by itself: frozen, or with a floor at its width."""
+        return self.counts() == [self.width]
+
     def counts(self) -> list[int]:
         """The kept counts that are allowed, ascending; always holds the full width."""
         if self.frozen_reason is not None:
@@ -267,6 +272,11 @@ class ChannelGraph:
     def group_of_unit(self) -> IntArray:
         """Index of the group of each unit, ``(unit_count,)``."""
         return np.repeat(np.arange(len(self.groups), dtype=np.int64), [g.width for g in self.groups])
+
+    @cached_property
+    def stays(self) -> BoolArray:
+        """Units of groups that can only be kept whole, ``(unit_count,)``: as wholes they need no part."""
+        return np.asarray([g.stays for g in self.groups], np.bool_)[self.group_of_unit]
 
     @cached_property
     def count_links(self) -> tuple[CountLink, ...]:

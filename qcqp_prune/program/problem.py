@@ -216,11 +216,17 @@ def allowed_counts(graph: ChannelGraph) -> list[list[int]]:
     Links cut off counts that no selection has: kept parts need wholes, and kept wholes need parts.
 
     Raises:
-        InvalidOptionError: tied groups have no count in common.
+        InvalidOptionError: tied groups have no count in common, or unlike widths.
     """
     shared: dict[str, set[int]] = {}
+    widths: dict[str, int] = {}
     for group in graph.groups:
         if group.tie is not None:
+            if widths.setdefault(group.tie, group.width) != group.width:
+                raise InvalidOptionError(
+                    f"{group.id} has {group.width} units and is tied to groups of {widths[group.tie]}: groups of one "
+                    "tie are of one width, mend the graph"
+                )
             shared[group.tie] = shared.get(group.tie, set(group.counts())) & set(group.counts())
             if not shared[group.tie]:
                 raise InvalidOptionError(
@@ -242,7 +248,7 @@ def _linked(graph: ChannelGraph, allowed: list[list[int]]) -> list[list[int]]:
         changed = False
         for link in graph.count_links:
             needs = [(link.whole, link.least_whole(allowed[link.part][0]))]
-            if single[link.whole] == 1 and len(allowed[link.whole]) > 1:
+            if single[link.whole] == 1 and not graph.groups[link.whole].stays:
                 free = graph.groups[link.whole].width - covered[link.whole]
                 needs.append((link.part, math.ceil((allowed[link.whole][0] - free) / link.spread)))
             for group, least in needs:

@@ -192,10 +192,12 @@ class Program:
         """Drop what is frozen, and gather the objective by pairs of groups."""
         graph = problem.graph
         allowed = allowed_counts(graph)
-        choice = np.asarray([len(counts) > 1 for counts in allowed], np.bool_)
-        links = _free_links(graph, choice)
-        # A part that is always kept stays in the program where its whole is a choice: it is what keeps the whole.
-        choice[graph.group_of_unit[links.parts]] = True
+        choice = np.asarray(
+            [counts != [group.width] for counts, group in zip(allowed, graph.groups, strict=True)], np.bool_
+        )
+        links = _free_links(graph)
+        # Both ends of a link are in the program, also where other constraints leave one count only.
+        choice[graph.group_of_unit[np.concatenate([links.wholes, links.parts])]] = True
         free = np.flatnonzero(choice).tolist()
         index = {g: k for k, g in enumerate(free)}
         widths = [graph.groups[g].width for g in free]
@@ -219,9 +221,9 @@ class Program:
         return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count, linked)
 
 
-def _free_links(graph: ChannelGraph, choice: BoolArray) -> Links:
-    """The links whose wholes are a choice; one that is always kept needs no part."""
-    open_wholes = choice[graph.group_of_unit[graph.links.wholes]]
+def _free_links(graph: ChannelGraph) -> Links:
+    """The links whose wholes are a choice by themselves; one that stays anyway needs no part."""
+    open_wholes = ~graph.stays[graph.links.wholes]
     return Links(graph.links.wholes[open_wholes], graph.links.parts[open_wholes])
 
 

@@ -79,6 +79,9 @@ def run_auto(held: Held) -> None:
         )
     if held.is_closed and not held.interrupted:
         held.termination = Termination(Reason.OPTIMAL)
+    elif held.termination is not None and held.termination.reason is Reason.TIME_LIMIT:
+        # What the last solver hit is its share; the user gave the whole.
+        held.termination = Termination(Reason.TIME_LIMIT, f"time_limit={total:g}")
 
 
 def _prove(held: Held, team: Team, total: float) -> dict[Role, set[str]]:

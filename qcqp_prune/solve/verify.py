@@ -103,8 +103,7 @@ def _rounded(raw: RawSolution, program: Program, name: str) -> BoolArray:
 def _require_budgets(problem: PruningProblem, mask: BoolArray, name: str) -> None:
     counts = problem.counts(mask).tolist()
     graph, every = problem.graph, allowed_counts(problem.graph)
-    bound_to_stay = np.asarray([len(a) == 1 for a in every], np.bool_)
-    if not graph.links.hold(mask, exempt=bound_to_stay[graph.group_of_unit]):
+    if not graph.links.hold(mask, exempt=graph.stays):
         raise _error(name, "it keeps a unit without its whole, or a whole without any of its parts")
     ties: dict[str, int] = {}
     for group, allowed, n in zip(graph.groups, every, counts, strict=True):

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+import qcqp_prune as qp
+from qcqp_prune.cli.console import wrote_certificate
 from qcqp_prune.program.files import read_traced, write_traced
 from qcqp_prune.program.forms import PairwiseForm
+from qcqp_prune.testing import chain_problem
 
 
 def test_solve_certify(run, traced: Path, tmp_path: Path) -> None:
@@ -74,3 +80,16 @@ def test_pareto(run, traced: Path, tmp_path: Path) -> None:
     wrong = run("pareto", traced, "-o", files["json"], "--from", 0.9, "--to", 0.2)
     assert wrong.code == 2
     assert "from <= to" in wrong.err
+
+
+def test_a_certificate_that_proves_less_than_the_report_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = qp.solve(chain_problem("tiny"), "decomposition", options=qp.SolveOptions(work_limit=3))
+    assert report.bound is not None
+    wrote_certificate(report, tmp_path / "same.json")
+    assert "proves" not in capsys.readouterr().err
+    better = replace(report, bound=report.objective + 0.1 * (report.bound - report.objective))
+    wrote_certificate(better, tmp_path / "less.json")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"The certificate proves a gap of {report.gap:.3%}" in said

@@ -14,6 +14,7 @@ from qcqp_prune.program.forms import CountFormBuilder
 from qcqp_prune.program.problem import allowed_counts
 from qcqp_prune.program.program import Program
 from qcqp_prune.testing import exhaustive, random_problem
+from qcqp_prune.testing.instances import Sketch
 
 # wholes 0, 1 with parts 2, 3 and 3, 4; whole 5 with part 0
 PAIRS = [(0, 2), (0, 3), (1, 3), (1, 4), (5, 0)]
@@ -107,12 +108,29 @@ def test_exact_backends_reach_the_exhaustive_optimum(solver: str, structure: str
     best = exhaustive(problem)
     report = qp.solve(problem, solver, time_limit=60, gap_limit=0.0)
     assert report.objective == pytest.approx(best.objective, rel=1e-6)
-    assert problem.graph.links.hold(report.masks.flat(problem.graph), _stays(problem))
+    assert problem.graph.links.hold(report.masks.flat(problem.graph), problem.graph.stays)
 
 
-def _stays(problem: qp.PruningProblem) -> np.ndarray:
-    single = np.asarray([len(a) == 1 for a in allowed_counts(problem.graph)])
-    return single[problem.graph.group_of_unit]
+def test_a_whole_that_its_parts_leave_no_choice_still_needs_them() -> None:
+    """Filters in threes and at least one column: all filters stay, and each of them needs a column."""
+    sketch = Sketch(np.random.default_rng(0), fraction=0.0)
+    source, filters = sketch.group(2), sketch.group(3, min_keep=0, multiple_of=3)
+    columns = sketch.group(6)
+    sketch.link(filters, columns, [0, 0, 1, 1, 2, 2])
+    sketch.layer(source, columns)
+    sketch.layer(filters, sketch.group(2))
+    problem = sketch.problem()
+    assert allowed_counts(problem.graph)[1:3] == [[3], [3, 4, 5, 6]]
+    report = qp.solve(problem, "highs", gap_limit=0.0)
+    assert report.objective == pytest.approx(exhaustive(problem).objective, rel=1e-6)
+    kept = report.masks.keep["g2"]
+    assert kept.reshape(3, 2).any(axis=1).all()
+
+
+def test_tied_groups_of_unlike_width_are_refused() -> None:
+    graph = _graph([Group("a", 3, tie="t"), Group("b", 4, tie="t")], [])
+    with pytest.raises(qp.InvalidOptionError, match="b has 4 units and is tied to groups of 3"):
+        allowed_counts(graph)
 
 
 def test_slopes_and_substitution_agree_with_evaluation() -> None:
