@@ -18,8 +18,9 @@ from qcqp_prune.solve.certificate import Certificate
 from qcqp_prune.solve.interrupt import catch_interrupt
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport, Usage
-from qcqp_prune.solve.result import Reason, Termination
+from qcqp_prune.solve.result import RawSolution, Reason, Termination
 from qcqp_prune.solve.stages import Held
+from qcqp_prune.solve.verify import checked
 
 WarmStart = Masks | SolveReport | BoolArray
 
@@ -142,6 +143,8 @@ def _report(held: Held, options: SolveOptions, interrupted: bool) -> SolveReport
         _raise_without(held, termination, name)
     if interrupted and termination.reason is not Reason.OPTIMAL:
         termination = Termination(Reason.INTERRUPTED)
+    # Once more, whichever way the point came to be held.
+    checked(held.problem, held.program, RawSolution(termination, x=held.x), name)
     mask = held.program.mask(held.x)
     used = held.problem.usage(mask)
     usage = {

@@ -15,6 +15,7 @@ from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination
 from qcqp_prune.solve.run import solve
+from qcqp_prune.solve.stages import Held
 from qcqp_prune.testing import exhaustive, random_problem
 
 OPTIMAL = Termination(Reason.OPTIMAL)
@@ -153,3 +154,15 @@ def test_a_backend_object_that_cannot_run_is_refused() -> None:
     backend.availability = lambda: Availability(False, "no licence: buy one")  # type: ignore[method-assign]
     with pytest.raises(SolverUnavailableError, match="no licence: buy one"):
         solve(problem, backend)
+
+
+def test_what_is_held_is_checked_again_before_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a point came to be held: here an interrupted `auto` is made to hold all units, beyond the budget."""
+
+    def hold_all(held: Held) -> None:
+        held.x = np.ones(held.program.size, np.bool_)
+        held.objective = held.problem.objective.evaluate(held.program.mask(held.x))
+
+    monkeypatch.setattr(Held, "hold_least", hold_all)
+    with pytest.raises(BackendError, match="the budget is"):
+        solve(random_problem(0, "chain"), "auto", options=SolveOptions(stop=lambda: True))
