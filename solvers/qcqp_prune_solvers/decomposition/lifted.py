@@ -97,17 +97,6 @@ class LiftedMatrix:
             blocks[g, h] = root[self.spans[g], None] * block * root[None, self.spans[h]]
         return blocks
 
-    def magnitudes(self, lift: Lift) -> FloatArray:
-        """Row sums of ``|H| + |N| 1 1^T``: what rounding of the rows of the matrix is relative to, ``(n,)``."""
-        total = np.zeros(self.size)
-        for g, h in {*self.blocks, *lift.entries}:
-            size = np.abs(self.blocks.get((g, h), np.zeros((int(self.widths[g]), int(self.widths[h])))))
-            size = size + abs(lift.entries.get((g, h), 0.0))
-            total[self.spans[g]] += size.sum(1)
-            if g != h:
-                total[self.spans[h]] += size.sum(0)
-        return total
-
     def fitted_lift(self, weights: FloatArray) -> Lift:
         """The lift nearest to the mean entries of the blocks, units weighted."""
         means, importance = {}, {}

@@ -21,8 +21,6 @@ from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 
 RANK = 16
 LANCZOS_STEPS = 60
-FLOOR = 3e-5
-"""Least diagonal, relative to the sizes that the rest of a row is rounded from: a smaller one can hardly be checked."""
 MARGIN, MARGIN_UNITS = 6 * 2.0**-42, 1000
 """Rise of each diagonal entry, relative to it, for each unit and for so many more: six times the shift of
 ``qcqp_prune.certify``, which leaves room for the rounding of both factorisations."""
@@ -50,7 +48,7 @@ def dominant_diagonal(matrix: LiftedMatrix, lift: Lift, weights: FloatArray) -> 
         if g != h:
             total[matrix.spans[h]] += size.sum(0)
     margin = 1.0 + 4.0 * len(weights) * float(np.finfo(np.float64).eps)
-    return np.maximum(margin * total / weights, _least(matrix, lift))
+    return _checkable(matrix, lift, margin * total / weights)
 
 
 def cheap_diagonal(
@@ -118,17 +116,16 @@ def certified(
     else:
         return None
     rise += 4.0 * len(base) * float(np.finfo(np.float64).eps) * scale
-    found = (base + rise) / weights
+    return _checkable(matrix, lift, (base + rise) / weights)
+
+
+def _checkable(matrix: LiftedMatrix, lift: Lift, diagonal: FloatArray) -> FloatArray:
+    """A diagonal raised until an independent check succeeds; units that are coupled with nothing get a little, too."""
     lifted = np.repeat([lift.entries.get((g, g), 0.0) for g in range(len(matrix.spans))], matrix.widths)
-    least = LEAST * matrix.row_sizes(lift)
-    found = np.maximum(found + lifted, least) - lifted
-    return np.asarray(found + MARGIN * (len(base) + MARGIN_UNITS) * (found + lifted))
-
-
-def _least(matrix: LiftedMatrix, lift: Lift) -> FloatArray:
-    """The floor of each entry of a diagonal; units that are coupled with nothing get a little, too."""
-    sizes = matrix.magnitudes(lift)
-    return FLOOR * np.maximum(sizes, 1e-4 * (float(sizes.max(initial=0.0)) or 1.0))
+    sizes = matrix.row_sizes(lift)
+    least = LEAST * np.maximum(sizes, 1e-4 * (float(sizes.max(initial=0.0)) or 1.0))
+    found = np.maximum(diagonal + lifted, least) - lifted
+    return np.asarray(found + MARGIN * (len(found) + MARGIN_UNITS) * (found + lifted))
 
 
 def _shifted(matrix: LiftedMatrix, blocks: Blocks, diagonal: FloatArray) -> Blocks:
