@@ -290,9 +290,11 @@ def _limited(row: BudgetRow, budget: Budget) -> BudgetRow:
         raise InvalidBudgetError(
             f"{row.resource} is the largest of several steps, so it takes no lower end: give an upper one only"
         )
-    if least > min(limit, row.dense):
+    if least > (most := min(limit, row.dense)):
+        # Rounding to whole units moves the ends apart by one at most.
+        advice = "swap its ends" if least > limit + 1 else "widen the band"
         raise InvalidBudgetError(
-            f"no use of {row.resource} lies between {least:,} and {min(limit, row.dense):,} {row.unit}: widen the band"
+            f"no use of {row.resource} lies between {least:,} and {most:,} {row.unit}: {advice}"
         )
     return replace(row, limit=limit, least=least)
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import scipy.sparse as sp
 
-from qcqp_prune.errors import InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.links import CountLink, Links
 from qcqp_prune.program.coefficients import (
@@ -18,14 +16,11 @@ from qcqp_prune.program.coefficients import (
     Coefficient,
     FloatArray,
     IntArray,
-    LowRank,
-    added,
-    block,
     dense,
     times,
-    transposed,
 )
-from qcqp_prune.program.forms import CountForm, CountFormBuilder, PairTerm
+from qcqp_prune.program.forms import CountForm, CountFormBuilder
+from qcqp_prune.program.gather import gather
 from qcqp_prune.program.problem import BudgetRow, PruningProblem, allowed_counts
 
 
@@ -210,14 +205,14 @@ class Program:
         units = np.concatenate(
             [np.zeros(0, np.int64), *(np.arange(graph.units(g).start, graph.units(g).stop) for g in free)]
         )
-        gather = _Gather(problem, {int(g): k for g, k in index.items()})
-        for term in problem.objective.pairs:
-            gather.add(term)
+        worth, layout = problem.objective, (graph.group_of_unit, graph.offsets)
+        gathered = gather(worth.unary, worth.pairs, layout, index, worth.constant)
         constraints = tuple(c for row in problem.rows for c in _constraints(row, index, problem))
-        linear, constant, pairs = gather.result(units)
+        pairs = tuple(GroupPair(*pair) for pair in gathered.pairs)
         place = np.full(graph.unit_count, -1, np.int64)
         place[units] = np.arange(len(units))
         linked = Links.of(np.stack([place[links.wholes], place[links.parts]], axis=1))
+        linear, constant = gathered.unary[units], gathered.constant
         return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count, linked)
 
 
@@ -277,81 +272,3 @@ def _constraints(row: BudgetRow, index: dict[int, int], problem: PruningProblem)
         CountConstraint(row.resource, row.unit, _restrict(p, index, widths), row.limit, row.least)
         for p in parts
     ]
-
-
-class _Gather:
-    """Sorts pair terms over graph units into pairs of program groups, frozen units folded into linear terms."""
-
-    def __init__(self, problem: PruningProblem, index: dict[int, int]) -> None:
-        graph = problem.graph
-        self._offsets, self._group_of_unit = graph.offsets, graph.group_of_unit
-        self._widths = graph_widths(problem)
-        self._index = index
-        self._unary = problem.objective.unary.astype(np.float64).copy()
-        self._constant = float(problem.objective.constant)
-        self._free = np.isin(graph.group_of_unit, list(index))
-        self._pairs: dict[tuple[int, int], Coefficient] = {}
-
-    def add(self, term: PairTerm) -> None:
-        for rows, g in self._by_group(term.rows):
-            for cols, h in self._by_group(term.cols):
-                self._add_block(term, (rows, g), (cols, h))
-
-    def _by_group(self, units: IntArray) -> list[tuple[IntArray, int]]:
-        """Positions of a term's side that lie in each group, with the group; -1 gathers all frozen ones."""
-        groups = np.where(self._free[units], self._group_of_unit[units], -1)
-        return [(np.flatnonzero(groups == g), int(g)) for g in np.unique(groups)]
-
-    def _add_block(self, term: PairTerm, first: tuple[IntArray, int], second: tuple[IntArray, int]) -> None:
-        (rows, g), (cols, h) = first, second
-        coef = block(term.coef, rows, cols)
-        if g == -1 or h == -1:
-            shape = (len(rows), len(cols))
-            if g == -1 and h == -1:
-                self._constant += float(dense(coef, shape).sum())
-            elif h == -1:
-                np.add.at(self._unary, term.rows[rows], times(coef, np.ones(shape[1])))
-            else:
-                np.add.at(self._unary, term.cols[cols], times(coef, np.ones(shape[0]), transpose=True))
-            return
-        coef = self._to_units(coef, term.rows[rows], term.cols[cols], (g, h))
-        if g == h:
-            matrix = dense(coef, (self._widths[g], self._widths[g]))
-            self._unary[self._offsets[g] : self._offsets[g + 1]] += np.diag(matrix)
-            coef = np.triu(matrix + matrix.T, 1)
-        elif g > h:
-            g, h, coef = h, g, transposed(coef)
-        key = (self._index[g], self._index[h])
-        shape = (self._widths[g], self._widths[h])
-        self._pairs[key] = added(self._pairs[key], coef, shape) if key in self._pairs else coef
-
-    def _to_units(
-        self, coef: Coefficient, rows: IntArray, cols: IntArray, groups: tuple[int, int]
-    ) -> Coefficient:
-        """Add up positions of the same unit."""
-        g, h = groups
-        sum_rows = _aggregator(rows - self._offsets[g], self._widths[g])
-        sum_cols = _aggregator(cols - self._offsets[h], self._widths[h])
-        if isinstance(coef, LowRank):
-            return LowRank(np.asarray(sum_rows @ coef.left), np.asarray(sum_cols @ coef.right))
-        if isinstance(coef, np.ndarray):
-            return np.asarray((sum_cols @ np.asarray(sum_rows @ coef).T).T)
-        r, c = np.asarray(sum_rows.sum(1)).ravel(), np.asarray(sum_cols.sum(1)).ravel()
-        if (r == r[0]).all() and (c == c[0]).all():
-            return float(coef * r[0] * c[0])
-        return LowRank(coef * r[:, None], c[:, None])
-
-    def result(self, units: IntArray) -> tuple[FloatArray, float, tuple[GroupPair, ...]]:
-        frozen = self._unary[~self._free].sum()
-        pairs = tuple(
-            GroupPair(g, h, coef) for (g, h), coef in sorted(self._pairs.items(), key=lambda item: item[0])
-        )
-        if not np.isfinite(self._constant + frozen) or not np.isfinite(self._unary).all():
-            raise InvalidScoreError("importance scores overflow when they are added up: scale them down")
-        return self._unary[units], self._constant + float(frozen), pairs
-
-
-def _aggregator(local: IntArray, width: int) -> sp.csr_array:
-    """``(width, len(local))`` matrix that adds up the rows that belong to one unit."""
-    count = len(local)
-    return sp.csr_array((np.ones(count), (local, np.arange(count))), shape=(width, count))

@@ -104,7 +104,7 @@ def _prove(held: Held, team: Team, total: float) -> dict[Role, set[str]]:
         _stage(held, bounders[0], BOUND_SHARE * _left(held, total), folded=folded)
         used[Role.BOUNDS].add(bounders[0][0].name)
         folded = held.undecided()
-        if not folded.program.size and held.x is not None:
+        if held.x is not None and not (folded.is_possible and folded.program.size):
             held.settle()
             held.notes.append("auto: the bound decided every unit")
             break

@@ -8,11 +8,11 @@ step). The search ends with a fill, so that no step that would lose nothing fits
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Protocol
 
 import numpy as np
 
@@ -70,15 +70,10 @@ class BlockCoordinateBackend:
         if not program.counts_within(least):
             # Costs never fall with counts, so this is a proof.
             return RawSolution(Termination(Reason.INFEASIBLE), solver_version=version("qcqp-prune"))
-        run: _Run = _LinkedSearch(program, options) if len(program.links) else _Search(program, options)
-        return run.run()
+        return (_LinkedSearch if len(program.links) else _Search)(program, options).run()
 
 
-class _Run(Protocol):
-    def run(self) -> RawSolution: ...
-
-
-class _Holder:
+class _Holder(ABC):
     """The best point of a run, its log, and its limits."""
 
     def __init__(self, program: Program, options: SolveOptions) -> None:
@@ -95,11 +90,7 @@ class _Holder:
 
     def _hold(self, name: str) -> None:
         """Keep the state where it is the best so far."""
-        if isinstance(self.state, State):
-            if not enter_bands(self.state) and shortage(self.state) < self.missing:
-                self.missing, self.near = shortage(self.state), self.state.x.copy()
-        else:
-            self._note_shortage(self.state)
+        self._note_shortage()
         value = self.program.objective(self.state.x)
         if value > self.best_value and self.program.is_feasible(self.state.x):
             self.best_x, self.best_value = self.state.x.copy(), value
@@ -108,11 +99,13 @@ class _Holder:
         held = None if self.best_x is None else self.best_value
         self.recorder.add(TracePoint(seconds, self.state.work, held, None))
 
-    def _note_shortage(self, state: LinkedState) -> None:
+    @abstractmethod
+    def run(self) -> RawSolution:
+        """Search until the search ends or a limit is met."""
+
+    @abstractmethod
+    def _note_shortage(self) -> None:
         """Remember the point that comes nearest to the lower ends of the budgets."""
-        missing = state.shortage()
-        if missing > 0 and missing < self.missing and state.allowed() and not (state.excess() > 0).any():
-            self.missing, self.near = missing, state.x.copy()
 
     def _go_to_best(self) -> None:
         if self.best_x is not None:
@@ -176,6 +169,11 @@ class _LinkedSearch(_Holder):
             perturb_steps(self.state, self.rng, trials, self._stop)
             self._hold("random changes")
         return self._result()
+
+    def _note_shortage(self) -> None:
+        state, missing = self.state, self.state.shortage()
+        if 0 < missing < self.missing and state.allowed() and not (state.excess() > 0).any():
+            self.missing, self.near = missing, state.x.copy()
 
     def _starts(self) -> Iterator[tuple[str, Callable[[], BoolArray | None]]]:
         warm = self.options.warm_start
@@ -243,6 +241,10 @@ class _Search(_Holder):
                 if self._stop():
                     break
         return self._result()
+
+    def _note_shortage(self) -> None:
+        if not enter_bands(self.state) and shortage(self.state) < self.missing:
+            self.missing, self.near = shortage(self.state), self.state.x.copy()
 
     def _starts(self) -> Iterator[tuple[str, Callable[[], None]]]:
         if self.options.warm_start is not None and self.program.is_feasible(self.options.warm_start):

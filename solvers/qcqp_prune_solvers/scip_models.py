@@ -8,10 +8,10 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import BoolArray, IntArray, dense
 from qcqp_prune.program.program import CountConstraint, GroupPair, Program
-from qcqp_prune.program.reductions.cardinality_rlt import is_scalar
 from qcqp_prune.program.reductions.counts import reachable_counts
 from qcqp_prune.program.reductions.levels import reachable_levels
 from qcqp_prune.program.reductions.linear_model import Reduction
+from qcqp_prune.program.reductions.pairwise import is_scalar
 from qcqp_prune.program.tables import CountTable, Shares, share_sum
 from qcqp_prune_solvers.linear import ordered_pairs, strengthened
 

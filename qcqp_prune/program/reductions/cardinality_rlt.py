@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcqp_prune.program.coefficients import Coefficient, FloatArray, dense
+from qcqp_prune.program.coefficients import dense
 from qcqp_prune.program.program import GroupPair, Program
 from qcqp_prune.program.reductions.counts import CountModel
 from qcqp_prune.program.reductions.levels import table_entries
-from qcqp_prune.program.reductions.linear_model import LinearModel
+from qcqp_prune.program.reductions.pairwise import PairwiseReduction, is_scalar
 
 NONZEROS_PER_PAIR = 9
 LARGEST = 8_000_000
 
 
-class CardinalityRLT:
-    """Exact mixed-integer linear model of a program."""
+class CardinalityRLT(PairwiseReduction):
+    """The tightest model: every product of two units, tied to the counts."""
 
     name = "cardinality_rlt"
+    largest = LARGEST
 
     def nonzeros(self, program: Program) -> int:
         """About how many matrix entries the model has."""
@@ -38,46 +39,9 @@ class CardinalityRLT:
         products = sum(len(c.form.coefs) for c in program.constraints)
         return NONZEROS_PER_PAIR * (pairs + max(widths, default=0) * products) + table_entries(program)
 
-    def accepts(self, program: Program) -> bool:
-        """Whether the model stays within about a gigabyte."""
-        return self.nonzeros(program) <= LARGEST
-
-    def apply(self, program: Program) -> LinearModel:
-        """The model; its maximum over integer points is the program's."""
-        model = CountModel(program)
-        for pair in program.pairs:
-            if is_scalar(pair.coef):
-                _add_scalar(model, pair)
-            elif pair.first == pair.second:
-                _add_within(model, pair)
-            else:
-                _add_between(model, pair)
-        model.add_budgets()
-        return model.builder.build()
-
-    def invert(self, program: Program, values: FloatArray) -> FloatArray:
-        """The program's variables: the first columns."""
-        return values[: program.size]
-
-
-def is_scalar(coef: Coefficient) -> bool:
-    """Whether a coefficient stands for a constant matrix."""
-    return isinstance(coef, float | int)
-
-
-def _add_scalar(model: CountModel, pair: GroupPair) -> None:
-    """``c 1^T`` times two groups is ``c n_g n_h``: no product of units is needed."""
-    add_count_product(model, pair.first, pair.second, float(pair.coef))  # type: ignore[arg-type]
-
-
-def add_count_product(model: CountModel, g: int, h: int, coefficient: float) -> None:
-    """Add ``coefficient * n_g n_h`` to the objective through a column of its own."""
-    if coefficient == 0.0:
-        return
-    product, first, second = model.product(g, h), model.count_of(g), model.count_of(h)
-    top = float(model.high[g] * model.high[h])
-    copy = model.builder.columns(1, top, lambda x: first(x) * second(x), objective=coefficient)
-    model.builder.rows(1, (copy, 1.0), (product, -1.0), lower=0.0, upper=0.0)
+    def add_pair(self, model: CountModel, pair: GroupPair) -> None:
+        """One column for each product."""
+        (_add_within if pair.first == pair.second else _add_between)(model, pair)
 
 
 def _add_between(model: CountModel, pair: GroupPair) -> None:

@@ -16,61 +16,42 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcqp_prune.program.coefficients import FloatArray, dense
+from qcqp_prune.program.coefficients import dense
 from qcqp_prune.program.program import GroupPair, Program
-from qcqp_prune.program.reductions.cardinality_rlt import add_count_product, is_scalar
 from qcqp_prune.program.reductions.counts import CountModel
-from qcqp_prune.program.reductions.linear_model import LinearModel
+from qcqp_prune.program.reductions.pairwise import PairwiseReduction
 
 NONZEROS_PER_PAIR = 7
 LARGEST = 8_000_000
 
 
-class McCormick:
-    """Exact mixed-integer linear model of a program, with the weakest of the relaxations."""
+class McCormick(PairwiseReduction):
+    """The textbook model, with the weakest of the relaxations."""
 
     name = "mccormick"
+    largest = LARGEST
 
     def nonzeros(self, program: Program) -> int:
         """About how many matrix entries the model has."""
         return NONZEROS_PER_PAIR * program.pair_count
 
-    def accepts(self, program: Program) -> bool:
-        """Whether the model stays within about a gigabyte."""
-        return self.nonzeros(program) <= LARGEST
-
-    def apply(self, program: Program) -> LinearModel:
-        """The model; its maximum over integer points is the program's."""
-        model = CountModel(program)
-        for pair in program.pairs:
-            if is_scalar(pair.coef):
-                add_count_product(model, pair.first, pair.second, float(pair.coef))  # type: ignore[arg-type]
-            else:
-                _add(model, pair)
-        model.add_budgets()
-        return model.builder.build()
-
-    def invert(self, program: Program, values: FloatArray) -> FloatArray:
-        """The program's variables: the first columns."""
-        return values[: program.size]
-
-
-def _add(model: CountModel, pair: GroupPair) -> None:
-    b, g, h = model.builder, pair.first, pair.second
-    first, second = model.program.groups[g], model.program.groups[h]
-    weights = dense(pair.coef, (first.width, second.width))
-    # Budgets need the product of two counts, which is the sum of all products of their units.
-    if g == h:
-        i, j = np.nonzero(weights)
-    else:
-        i, j = (a.ravel() for a in np.indices(weights.shape))
-    if not len(i):
-        return
-    x, y = first.start + i, second.start + j
-    columns = b.columns(len(i), 1.0, lambda p: p[x] * p[y], objective=weights[i, j])
-    r, s = model.x[g][i], model.x[h][j]
-    b.rows(len(i), (columns, 1.0), (r, -1.0), upper=0.0)
-    b.rows(len(i), (columns, 1.0), (s, -1.0), upper=0.0)
-    b.rows(len(i), (columns, 1.0), (r, -1.0), (s, -1.0), lower=-1.0)
-    if g != h:
-        model.sum_to_product(g, h, columns)
+    def add_pair(self, model: CountModel, pair: GroupPair) -> None:
+        """One column for each product that has a coefficient or that a budget needs."""
+        b, g, h = model.builder, pair.first, pair.second
+        first, second = model.program.groups[g], model.program.groups[h]
+        weights = dense(pair.coef, (first.width, second.width))
+        # Budgets need the product of two counts, which is the sum of all products of their units.
+        if g == h:
+            i, j = np.nonzero(weights)
+        else:
+            i, j = (a.ravel() for a in np.indices(weights.shape))
+        if not len(i):
+            return
+        x, y = first.start + i, second.start + j
+        columns = b.columns(len(i), 1.0, lambda p: p[x] * p[y], objective=weights[i, j])
+        r, s = model.x[g][i], model.x[h][j]
+        b.rows(len(i), (columns, 1.0), (r, -1.0), upper=0.0)
+        b.rows(len(i), (columns, 1.0), (s, -1.0), upper=0.0)
+        b.rows(len(i), (columns, 1.0), (r, -1.0), (s, -1.0), lower=-1.0)
+        if g != h:
+            model.sum_to_product(g, h, columns)

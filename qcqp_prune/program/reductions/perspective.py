@@ -23,22 +23,22 @@ import numpy as np
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray, dense
 from qcqp_prune.program.program import GroupPair, Program
-from qcqp_prune.program.reductions.cardinality_rlt import add_count_product, is_scalar
 from qcqp_prune.program.reductions.counts import CountModel
 from qcqp_prune.program.reductions.levels import table_entries
-from qcqp_prune.program.reductions.linear_model import LinearModel
+from qcqp_prune.program.reductions.pairwise import PairwiseReduction, is_scalar
 
 LARGEST = 60_000_000
 
 
-class Perspective:
-    """Exact mixed-integer linear model of a program, with one column for each unit and neighbouring group.
+class Perspective(PairwiseReduction):
+    """The smaller model: one column for each unit and neighbouring group.
 
     Args:
         tangents: most tangents for each row; more give a tighter and larger relaxation.
     """
 
     name = "perspective"
+    largest = LARGEST
 
     def __init__(self, tangents: int = 8, *, exact: bool = True) -> None:
         self._tangents, self._exact = tangents, exact
@@ -52,26 +52,9 @@ class Perspective:
                 total += 2 * p * q + (p + q) * (3 * self._tangents + 12)
         return total
 
-    def accepts(self, program: Program) -> bool:
-        """Whether the model stays within a few gigabytes."""
-        return self.nonzeros(program) <= LARGEST
-
-    def apply(self, program: Program) -> LinearModel:
-        """The model; its maximum over integer points is the program's."""
-        model = CountModel(program)
-        for pair in program.pairs:
-            if is_scalar(pair.coef):
-                add_count_product(model, pair.first, pair.second, float(pair.coef))  # type: ignore[arg-type]
-            elif pair.first == pair.second:
-                self._add_within(model, pair)
-            else:
-                self._add_between(model, pair)
-        model.add_budgets()
-        return model.builder.build()
-
-    def invert(self, program: Program, values: FloatArray) -> FloatArray:
-        """The program's variables: the first columns."""
-        return values[: program.size]
+    def add_pair(self, model: CountModel, pair: GroupPair) -> None:
+        """One column for each unit and side."""
+        (self._add_within if pair.first == pair.second else self._add_between)(model, pair)
 
     def _add_between(self, model: CountModel, pair: GroupPair) -> None:
         g, h = pair.first, pair.second

@@ -73,9 +73,7 @@ class DecompositionBackend:
     """
 
     name = "decomposition"
-    scope = (
-        "bounds: within about a percent, up to tens of thousands of channels; searches for the selection too"
-    )
+    scope = "bounds: within a few percent, often a tenth of one, up to tens of thousands of channels; searches too"
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
 
     def availability(self) -> Availability:

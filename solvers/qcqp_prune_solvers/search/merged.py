@@ -12,7 +12,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from qcqp_prune.program.coefficients import BoolArray, FloatArray, IntArray, dense
+from qcqp_prune.program.coefficients import BoolArray, FloatArray, IntArray
+from qcqp_prune.program.forms import PairTerm
+from qcqp_prune.program.gather import gather
 from qcqp_prune.program.program import GroupPair, Program, ProgramGroup
 
 
@@ -106,28 +108,11 @@ def _ties(program: Program, kinds: IntArray) -> list[int]:
 def _objective(
     program: Program, to_new: IntArray, groups: tuple[ProgramGroup, ...]
 ) -> tuple[FloatArray, tuple[GroupPair, ...]]:
-    count = groups[-1].start + groups[-1].width
-    linear = np.zeros(count)
+    ends = [g.start for g in groups] + [groups[-1].start + groups[-1].width]
+    linear = np.zeros(ends[-1])
     np.add.at(linear, to_new, program.linear)
+    spans = [g.span for g in program.groups]
+    terms = (PairTerm(to_new[spans[p.first]], to_new[spans[p.second]], p.coef) for p in program.pairs)
     owner = np.repeat(np.arange(len(groups)), [g.width for g in groups])
-    blocks: dict[tuple[int, int], FloatArray] = {}
-    for pair in program.pairs:
-        first, second = program.groups[pair.first], program.groups[pair.second]
-        rows, cols = to_new[first.span], to_new[second.span]
-        matrix = dense(pair.coef, (first.width, second.width))
-        for a in np.unique(owner[rows]).tolist():
-            for b in np.unique(owner[cols]).tolist():
-                i, j = np.flatnonzero(owner[rows] == a), np.flatnonzero(owner[cols] == b)
-                part = np.zeros((groups[a].width, groups[b].width))
-                np.add.at(
-                    part,
-                    (rows[i, None] - groups[a].start, cols[None, j] - groups[b].start),
-                    matrix[np.ix_(i, j)],
-                )
-                if a == b:
-                    linear[groups[a].span] += np.diag(part)
-                    part = np.triu(part + part.T, 1)
-                key = (a, b) if a <= b else (b, a)
-                part = part if a <= b else part.T
-                blocks[key] = blocks[key] + part if key in blocks else part
-    return linear, tuple(GroupPair(a, b, coef) for (a, b), coef in sorted(blocks.items()))
+    gathered = gather(linear, terms, (owner, np.asarray(ends)), {k: k for k in range(len(groups))})
+    return gathered.unary, tuple(GroupPair(*pair) for pair in gathered.pairs)
