@@ -11,8 +11,6 @@ named on the command line stay as they were.
 from __future__ import annotations
 
 import json
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +21,9 @@ from typing import Any
 import qcqp_prune as qp
 from benchmarks.instances import INSTANCES
 from benchmarks.latency_model import roofline
-from benchmarks.recording import RESULTS, record
+from benchmarks.recording import in_a_process, peak_mb, record, recorded
 from qcqp_prune.certify import Rejected, certify
 from qcqp_prune.program.program import Program
-
-MARK = "row: "
 
 
 @dataclass(frozen=True)
@@ -60,28 +56,15 @@ CASES = [
 
 def main() -> None:
     names = sys.argv[1:]
-    kept = {_key(row): row for row in _recorded()}
+    kept = {_key(row): row for row in recorded("certified_gaps")}
     for k, case in enumerate(CASES):
         if names and case.name not in names:
             continue
-        code = f"from benchmarks.certified_gaps import print_row; print_row({k})"
-        done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
-        row = json.loads(done.stdout.rpartition(MARK)[2])
+        row = in_a_process("benchmarks.certified_gaps:measure", k)
         kept[_key(row)] = row
         print(row, flush=True)
         rows = [kept[key] for key in map(_case_key, CASES) if key in kept]
         record("certified_gaps", rows)
-
-
-def print_row(index: int) -> None:
-    """Run one case and print its row; the process ends afterwards, so that its peak of memory is the case's own."""
-    print(MARK + json.dumps(_run(CASES[index])))
-
-
-def _recorded() -> list[dict[str, Any]]:
-    path = RESULTS / "certified_gaps.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
-    return rows
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -92,7 +75,9 @@ def _case_key(case: Case) -> str:
     return json.dumps([case.name, case.budgets])
 
 
-def _run(case: Case) -> dict[str, Any]:
+def measure(index: int) -> dict[str, Any]:
+    """Run one case; the process ends afterwards, so that its peak of memory is the case's own."""
+    case = CASES[index]
     model, graph = INSTANCES[case.name].traced()
     resources = [roofline(graph)] if "latency" in case.budgets else []
     problem = qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), case.budgets, resources=resources)
@@ -100,7 +85,7 @@ def _run(case: Case) -> dict[str, Any]:
     start = time.perf_counter()
     report = qp.solve(problem, "decomposition", time_limit=case.seconds, seed=0)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak = peak_mb()
     return {
         "network": case.name,
         "budgets": case.budgets,

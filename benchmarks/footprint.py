@@ -5,29 +5,24 @@ python -m benchmarks.footprint [tv_resnet50 tv_mobilenet_v2 ...]
 
 from __future__ import annotations
 
-import json
-import resource
-import subprocess
 import sys
 import time
 from typing import Any
 
-from benchmarks.recording import record
+from benchmarks.recording import in_a_process, peak_mb, record
 
 
 def main() -> None:
     names = sys.argv[1:] or ["resnet20", "resnet56", "tv_mobilenet_v2", "tv_resnet50"]
     rows = []
     for name in names:
-        code = f"from benchmarks.footprint import measure; measure({name!r})"
-        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-        rows.append(json.loads(out.splitlines()[-1]))
+        rows.append(in_a_process("benchmarks.footprint:measure", name))
         print(rows[-1], flush=True)
     print("written:", record("footprint", rows))
 
 
-def measure(name: str) -> None:
-    """Print one row as JSON; memory is this process's, the framework and the model included."""
+def measure(name: str) -> dict[str, Any]:
+    """One row; memory is this process's, the framework and the model included."""
     import qcqp_prune as qp
     from benchmarks.instances import INSTANCES
     from qcqp_prune.program.program import Program
@@ -41,7 +36,7 @@ def measure(name: str) -> None:
     problem = qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
     program = Program.from_problem(problem)
     built = time.perf_counter()
-    row: dict[str, Any] = {
+    return {
         "network": name,
         "units": graph.prunable_count,
         "groups": len(program.groups),
@@ -51,12 +46,6 @@ def measure(name: str) -> None:
         "peak_mb_before": imported,
         "peak_mb_after": peak_mb(),
     }
-    print(json.dumps(row))
-
-
-def peak_mb() -> int:
-    """Largest memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

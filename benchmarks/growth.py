@@ -10,10 +10,7 @@ of the width with few calls and writes nothing. ``python -m benchmarks.tables`` 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +18,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from benchmarks.footprint import peak_mb
-from benchmarks.recording import RESULTS, record
+from benchmarks.recording import in_a_process, peak_mb, record, recorded
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 WORK = 40
@@ -38,15 +34,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     widths, work = ([0.25, 0.5], 5) if options.quick else (options.widths, options.work)
-    rows = [] if options.quick or options.again else _recorded(work)
+    rows = (
+        [] if options.quick or options.again else [row for row in recorded("growth") if row["work"] == work]
+    )
     for width in widths:
         if any(row["width"] == width for row in rows):
             continue
-        code = f"from benchmarks.growth import print_row; print_row({width!r}, {work!r})"
-        out = subprocess.run(
-            [sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
-        rows.append(json.loads(out.splitlines()[-1]))
+        rows.append(in_a_process("benchmarks.growth:measure", width, work))
         rows.sort(key=lambda row: row["width"])
         print(rows[-1], flush=True)
         if not options.quick:
@@ -61,14 +55,8 @@ def main() -> None:
             )
 
 
-def _recorded(work: int) -> list[dict[str, Any]]:
-    path = RESULTS / "growth.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
-    return [row for row in rows if row["work"] == work]
-
-
-def print_row(width: float, work: int) -> None:
-    """Print one row as JSON; memory is this process's."""
+def measure(width: float, work: int) -> dict[str, Any]:
+    """One row; memory is this process's."""
     import qcqp_prune as qp
     from qcqp_prune.program.program import Program
     from qcqp_prune.solve.backend import get_backend
@@ -84,7 +72,7 @@ def print_row(width: float, work: int) -> None:
     before, started = peak_mb(), time.perf_counter()
     raw = get_backend("decomposition").solve(program, SolveOptions(work_limit=work, gap_limit=0.0, seed=0))
     seconds = time.perf_counter() - started
-    row = {
+    return {
         "width": width,
         "work": work,
         "units": program.size,
@@ -94,7 +82,6 @@ def print_row(width: float, work: int) -> None:
         "solve_mb": max(peak_mb() - before, 1),
         "gap": None if raw.bound is None or raw.objective is None else raw.bound / raw.objective - 1,
     }
-    print(json.dumps(row))
 
 
 def resnet50(width: float) -> nn.Module:

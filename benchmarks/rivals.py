@@ -11,17 +11,13 @@ with the problem's own exact integers. CP-SAT needs the extra ``bench``.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.recording import RESULTS, record
+from benchmarks.recording import Limits, ProcessFailed, in_a_process, peak_mb, record, recorded
 from benchmarks.rival_heuristics import alternating_blocks, greedy_l1, halp, uniform_l1
 from benchmarks.rival_models import Declined, cp_sat, mdp_mindtpy, mdp_scip
 from qcqp_prune.errors import BackendError, QcqpPruneError
@@ -81,7 +77,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     seconds = 3.0 if options.quick else options.seconds
-    rows = [] if options.quick else _recorded()
+    rows = [] if options.quick else recorded("rivals")
     for name, share in QUICK if options.quick else INSTANCES:
         if options.instances and name not in options.instances:
             continue
@@ -91,16 +87,11 @@ def main() -> None:
                 continue
             row = _in_a_process(key)
             # Read again: another process may have added rows of other instances meanwhile.
-            rows = [r for r in (rows if options.quick else _recorded()) if _key(r) != key] + [row]
+            rows = [r for r in (rows if options.quick else recorded("rivals")) if _key(r) != key] + [row]
             rows.sort(key=_place)
             print(row, flush=True)
             if not options.quick:
                 record("rivals", rows, packages=("ortools", "pyomo"))
-
-
-def _recorded() -> list[dict[str, Any]]:
-    path = RESULTS / "rivals.json"
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str, float]:
@@ -114,22 +105,17 @@ def _place(row: dict[str, Any]) -> tuple[int, int]:
 def _in_a_process(key: tuple[str, str, str, float]) -> dict[str, Any]:
     """Run one row; a process that dies or does not end gives a row that says so."""
     name, share, method, seconds = key
-    code = f"from benchmarks.rivals import print_row; print_row{key!r}"
     row = {"network": name, "budgets": {"macs": share}, "method": method, "time_limit": seconds}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds + GRACE
-        )
-    except subprocess.TimeoutExpired:
-        return row | {"note": f"did not end within {seconds + GRACE:.0f} s"}
-    if done.returncode != 0:
-        return row | {"note": f"failed: {(done.stderr.strip() or 'killed').splitlines()[-1]}"}
-    return row | json.loads(done.stdout.splitlines()[-1])
+        found = in_a_process("benchmarks.rivals:measure", *key, limits=Limits(seconds + GRACE))
+    except ProcessFailed as failed:
+        return row | {"note": f"failed: {failed}"}
+    return row | found
 
 
-def print_row(name: str, share: str, method: str, seconds: float) -> None:
-    """Print one row as JSON."""
-    print(json.dumps(run(build(name, share), method, seconds)))
+def measure(name: str, share: str, method: str, seconds: float) -> dict[str, Any]:
+    """One row."""
+    return run(build(name, share), method, seconds)
 
 
 def build(name: str, share: str) -> PruningProblem:
@@ -166,7 +152,7 @@ def run(problem: PruningProblem, method: str, seconds: float) -> dict[str, Any]:
         "gap": None if objective is None else relative_gap(objective, bound),
         "proved": raw.termination.reason is Reason.OPTIMAL,
         "seconds": round(took, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mb": peak_mb(),
         "note": note,
     }
 

@@ -1,4 +1,4 @@
-"""Write docs/results.md from the committed results files.
+"""Write docs/results.md and docs/compatibility.md from the committed results files.
 
 python -m benchmarks.tables
 """
@@ -9,17 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import compatibility_page
 from benchmarks.growth import exponent
 from benchmarks.plot import Series, log_log
 from benchmarks.recording import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "results.md"
+COMPATIBILITY = PAGE.parent / "compatibility.md"
 PLOT = PAGE.parent / "growth.svg"
 
 
 def main() -> None:
-    PAGE.write_text(page())
-    print("written:", PAGE)
+    for path, text in ((PAGE, page()), (COMPATIBILITY, compatibility_page.page())):
+        path.write_text(text)
+        print("written:", path)
     plot = growth_plot()
     if plot is not None:
         PLOT.write_text(plot)

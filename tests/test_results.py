@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import compatibility_page
 from benchmarks.growth import exponent
-from benchmarks.tables import PLOT, growth_plot, page
+from benchmarks.tables import COMPATIBILITY, PLOT, growth_plot, page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,3 +70,29 @@ def test_recorded_growth_is_at_most_linear_in_pairs() -> None:
     assert [row["width"] for row in rows] == [0.25, 0.5, 0.75, 1.0, 1.5, 2.0]
     for quantity in ("seconds", "solve_mb"):
         assert exponent(pairs, [row[quantity] for row in rows]) <= 1.0
+
+
+def test_compatibility_page_is_made_from_the_results_file() -> None:
+    assert COMPATIBILITY.read_text() == compatibility_page.page()
+
+
+def test_every_network_of_the_matrix_is_verified_or_says_why_not() -> None:
+    rows = _recorded("compatibility")
+    assert len({(row["source"], row["model"]) for row in rows}) == len(rows)
+    for row in rows:
+        where = row["source"], row["model"]
+        if row["status"] != "verified":
+            assert row["error"], where
+            assert row["stage"], where
+            continue
+        assert row["identity_2"], where
+        assert all(predicted == counted for predicted, counted in row["counts"].values()), where
+        assert row["macs"]["predicted"] == row["macs"]["counted"] == row["counts"]["macs"][1], where
+        assert row["macs"]["counted"] <= row["macs"]["limit"] <= row["macs"]["dense"], where
+        assert row["asked"] != "50 %" or row["macs"]["limit"] == row["macs"]["dense"] // 2, where
+        assert row["identity_3"], where
+        assert row["max_relative_error"] <= 1e-8 or row["dtype"] != "float64", where
+        assert row["input_dependence"] > 100 * row["max_relative_error"], where
+        assert row["seconds"]["trace"] <= 60, where
+        assert row["commit"], where
+        assert row["version"], where

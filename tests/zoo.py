@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
+
+from qcqp_prune.graph.inputs import as_call
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -39,23 +43,48 @@ def torchvision_models() -> ModuleType:
     return importlib.import_module("torchvision.models")
 
 
-def lively(model: nn.Module, example: torch.Tensor, *, seed: int = 0) -> nn.Module:
-    """Random weights with which signals reach the outputs: statistics of batch norms from data, no tiny scales."""
+def lively(model: nn.Module, example_inputs: Any, *, seed: int = 0) -> nn.Module:
+    """Random weights with which signals reach the outputs, in eval mode.
+
+    What starts at one small number everywhere (scales of residual branches) becomes 1, what starts at zero (position
+    embeddings, last norms of branches) becomes random, biases are shifted, and the statistics of batch norms are
+    those of random inputs like the example.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            first = float(parameter.flatten()[0]) if parameter.numel() else 1.0
+            constant = bool((parameter == first).all())
             if name.endswith("bias"):
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-            elif name.endswith("layer_scale"):
+                parameter.add_(0.1 * noise)
+            elif constant and first == 0:
+                parameter.copy_(
+                    1 + 0.3 * noise if name.endswith("weight") and parameter.ndim == 1 else 0.3 * noise
+                )
+            elif constant and abs(first) <= 0.5:
                 parameter.fill_(1.0)
-        norms = [m for m in model.modules() if isinstance(m, BATCH_NORMS)]
+        norms = [
+            m for m in model.eval().modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None
+        ]
         momenta = [m.momentum for m in norms]
         for module in norms:
             module.reset_running_stats()
             module.momentum = None  # a plain mean over the batches that follow
-        model.train()
+            module.train()
         for _ in range(2 if norms else 0):
-            model(torch.randn(max(2, example.shape[0]), *example.shape[1:], generator=generator))
+            args, kwargs = pytree.tree_map_only(
+                torch.Tensor, partial(_like, generator), as_call(example_inputs)
+            )
+            model(*args, **kwargs)
         for module, momentum in zip(norms, momenta, strict=True):
             module.momentum = momentum
     return model.eval()
+
+
+def _like(generator: torch.Generator, example: torch.Tensor) -> torch.Tensor:
+    """Random numbers in the shape of an example, in a batch of two at least; anything but floats is repeated."""
+    shape = (max(2, example.shape[0]), *example.shape[1:]) if example.ndim else ()
+    if not example.is_floating_point():
+        return example.expand(shape) if example.ndim and example.shape[0] == 1 else example
+    return torch.randn(shape, generator=generator).to(example.dtype)
