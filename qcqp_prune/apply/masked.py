@@ -8,6 +8,7 @@ must compute the same (identity 3).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,11 +22,14 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.apply.masked_products import PRODUCTS
 from qcqp_prune.apply.masked_sums import SUMS, marked, with_kept
+from qcqp_prune.apply.masked_windows import WINDOWS
+from qcqp_prune.apply.widened import Widened
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
-from qcqp_prune.graph.export import canonical_names, eval_mode, export
+from qcqp_prune.graph.export import canonical_names, export
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
+from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.walk import additions, is_pointwise, op_name
 
 Hook = Callable[[Node, Any], None]
@@ -92,7 +96,8 @@ class MaskedNetwork:
             module: from ``exported_module``.
             call: ``(args, kwargs)``.
             hook: called with each node and its ``Value`` (or sequence of them).
-            dtype: of floating weights; the dtype of the floating inputs when None.
+            dtype: of floating weights; the dtype of the floating inputs when None. In double precision nothing is
+                narrower, whatever the forward asks for.
 
         Returns:
             The leaves of the output.
@@ -102,7 +107,7 @@ class MaskedNetwork:
         env: dict[Node, Any] = {}
         last_use = _last_uses(module)
         sums = additions(module.graph)
-        with torch.no_grad():
+        with torch.no_grad(), Widened() if dtype is torch.float64 else contextlib.nullcontext():
             for node in module.graph.nodes:
                 if node.op == "output":
                     return [x.value if isinstance(x, Value) else x for x in _leaves(node.args, env)]
@@ -163,11 +168,12 @@ def exported_module(program: ExportedProgram) -> GraphModule:
     module = program.module(**guards)
     assert isinstance(module, GraphModule)
     # Assertions on dtypes, which a comparison in double precision would break.
-    for node in module.graph.find_nodes(
-        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
-    ):
-        module.graph.erase_node(node)
-    module.recompile()
+    for part in [m for m in module.modules() if isinstance(m, GraphModule)]:
+        for node in part.graph.find_nodes(
+            op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+        ):
+            part.graph.erase_node(node)
+        part.recompile()
     return module
 
 
@@ -193,7 +199,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     """One operator on values and masks."""
     args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
     name = op_name(node)
-    rule = SUMS.get(name) or RULES.get(name) or PRODUCTS.get(name)
+    rule = SUMS.get(name) or RULES.get(name) or PRODUCTS.get(name) or WINDOWS.get(name)
     rule = rule or (pointwise if is_pointwise(node) else None)
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:

@@ -78,6 +78,8 @@ def pointwise(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Val
 
 def move(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Positions move: the same operator moves the masks."""
+    if target is torch.ops.aten.view.default:  # in another dtype a tensor may lie in memory in another order
+        target = torch.ops.aten.reshape.default
     out = _run(target, args, kwargs)
     if all(v.mask is None for v in _values((args, kwargs))):
         return pytree.tree_map_only(Tensor, Value, out)
@@ -91,14 +93,12 @@ def _move_masks(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     def own(v: Value) -> Tensor:
         return torch.ones_like(v.value, dtype=torch.bool) if v.mask is None else v.mask
 
-    if target is torch.ops.aten.view.default:  # masks need not lie in memory as their values do
-        target = torch.ops.aten.reshape.default
     swapped = pytree.tree_map_only(Value, own, (args, kwargs), is_leaf=_is_value)
     return target(*swapped[0], **swapped[1])
 
 
 def constant_pad(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-    """New positions are kept: the complement of the mask is padded with zeros."""
+    """New positions are kept, except those of a channel that is removed: its complement is padded with zeros."""
     out = _run(target, args, kwargs)
     source: Value = args[0]
     if source.mask is None:
@@ -106,7 +106,9 @@ def constant_pad(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     removed = (~source.mask).to(torch.float32)
     mode = args[2] if len(args) > 2 and isinstance(args[2], str) else kwargs.get("mode", "constant")
     padded = torch.nn.functional.pad(removed, args[1], mode=mode)
-    return Value(out, padded == 0)
+    along = [-1 - k // 2 for k, amount in enumerate(args[1]) if amount]
+    whole = source.mask.amax(along, keepdim=True) if along else source.mask
+    return Value(out, (padded == 0) & whole)
 
 
 def matrix(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, out_dim: int) -> Value:
@@ -415,6 +417,7 @@ _MOVES = [
     "narrow",
     "select",
     "unbind",
+    "unfold",
     "repeat",
     "tile",
     "expand",

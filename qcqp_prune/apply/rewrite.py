@@ -220,6 +220,8 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
     name = op_name(node).removeprefix("aten::")
     out: Any = kept.get(node)
     if name in ("view", "reshape", "_unsafe_view", "_reshape_alias"):
+        if node.target is torch.ops.aten.view.default:  # a smaller tensor may lie in memory in another order
+            node.target = torch.ops.aten.reshape.default
         _set(node, 1, _computed(node, _sizes(node.args[1], out), out))
     elif name == "expand":
         _set(node, 1, _sizes(node.args[1], [kept_after_joins(node, kept, d) for d in range(len(out))]))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
+from qcqp_prune.graph.state import caches_dropped
 
 
 def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
@@ -189,7 +190,7 @@ def copied(model: nn.Module) -> nn.Module:
         MaskMismatchError: the model cannot be copied.
     """
     try:
-        with warnings.catch_warnings():
+        with caches_dropped(model), warnings.catch_warnings():
             # PyTorch copies a graph module by its own deprecated tree functions.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
             return copy.deepcopy(model)

@@ -11,10 +11,12 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module, model_outputs
 from qcqp_prune.apply.verification import Count
+from qcqp_prune.apply.widened import Widened
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
-from qcqp_prune.graph.export import eval_mode, export
+from qcqp_prune.graph.export import export
 from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.state import eval_mode, tensors_replaced
 from qcqp_prune.program.problem import Resource
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -34,7 +36,7 @@ class Oracle:
             self.outputs = self._run(self.call)
             _outputs(model, self.call, torch.float64)
         except RuntimeError:
-            # A dtype is written into this forward: compare in the network's own.
+            # Something in this forward takes no other dtype: compare in the network's own.
             self.dtype = None
             self.outputs = self._run(self.call)
         self.uneven_sums = len(self.network.uneven_sums)
@@ -108,12 +110,14 @@ def _measured(measure: Any, graph: ChannelGraph, small: nn.Module, call: Any, ex
 
 
 def _outputs(model: nn.Module, call: Any, dtype: torch.dtype) -> list[Any]:
-    """A forward pass in another dtype; the model's own tensors are not touched."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    cast = {name: t.detach().to(dtype) for name, t in tensors.items() if t.is_floating_point()}
+    """A forward pass in double precision; the model has its own tensors back afterwards."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+
     args, kwargs = _cast(call, dtype)
-    with eval_mode(model), torch.no_grad():
-        return pytree.tree_leaves(torch.func.functional_call(model, cast, args, kwargs))
+    with eval_mode(model), tensors_replaced(model, cast), torch.no_grad(), Widened():
+        return pytree.tree_leaves(model(*args, **kwargs))
 
 
 def _cast(call: Any, dtype: torch.dtype) -> Any:

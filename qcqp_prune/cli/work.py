@@ -17,8 +17,8 @@ from qcqp_prune.cli.console import ERR, OUT, Spinner, show_ranges, wrote, wrote_
 from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.graph.export import eval_mode
 from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.pipeline import Recovery, Watcher, prune
 from qcqp_prune.program.forms import PairwiseForm

@@ -15,20 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.decompose import decomposed
+from qcqp_prune.graph.inline import inlined
 from qcqp_prune.graph.ops import HANDLERS
+from qcqp_prune.graph.state import drop_caches, eval_mode
 from qcqp_prune.graph.walk import is_pointwise, op_name
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; each module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextlib.contextmanager
@@ -64,12 +54,14 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
                 f"{type(model).__name__} does not run on the example inputs ({_first_line(error)}): "
                 "give inputs of the shape, type and device that its forward takes"
             ) from error
+        drop_caches(model)
         # Recurrent layers hold their weights twice; nothing of that is left on the model afterwards.
         warnings.filterwarnings(
             "ignore", message="The tensor attribute.* assigned during export", category=UserWarning
         )
         try:
-            return decomposed(torch.export.export(model, args, kwargs, strict=False, **options), _is_known)
+            program = inlined(torch.export.export(model, args, kwargs, strict=False, **options))
+            return decomposed(program, _is_known)
         except Exception as error:  # torch.export raises many kinds
             raise TraceError(
                 f"{type(model).__name__} runs but torch.export cannot follow its forward ({_first_line(error)}): "

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.graph.axes import Axes, Labels
 from qcqp_prune.graph.channels import Activation
-from qcqp_prune.graph.walk import Walk, op_name
+from qcqp_prune.graph.walk import Walk, example_call, op_name
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class _Book:
         modes = [v.fake_mode for v in leaves if hasattr(v, "fake_mode")]
         if not modes:
             return None
-        args, kwargs = pytree.tree_map_only(Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
+        args, kwargs = example_call(node)
         try:
             with torch.no_grad(), modes[0]:
                 out = node.target(*args, **kwargs)  # type: ignore[operator]

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.ops.convolution import per_sample
-from qcqp_prune.graph.walk import FoundLayer, Walk, op_name
+from qcqp_prune.graph.walk import FoundLayer, Walk, example_call, op_name
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def kept_whole(walk: Walk, node: Node) -> Axes | list[Axes]:
 
 def _fixed_cost(walk: Walk, node: Node) -> tuple[int, int]:
     """Multiply-adds, and bytes that matrix products return, found by running the operator on shapes alone."""
-    args, kwargs = pytree.tree_map_only(Node, lambda n: n.meta["val"], (node.args, dict(node.kwargs)))
+    args, kwargs = example_call(node)
     modes = [x.fake_mode for x in pytree.tree_leaves((args, kwargs)) if hasattr(x, "fake_mode")]
     if not modes:
         return 0, 0

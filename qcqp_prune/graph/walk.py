@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch.fx import Graph, Node
+from torch.utils import _pytree as pytree
 
 from qcqp_prune.graph.axes import Axes, Labels, LabelTable
 from qcqp_prune.graph.channels import IntArray, Note
@@ -242,6 +243,18 @@ def argument(node: Node, name: str, default: Any = None) -> Any:
                 return node.args[position]
             return found.default_value if found.has_default_value() else default
     return default
+
+
+def example_call(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An operator's arguments as the export saw them: fake tensors, and graph modules where it has a body."""
+
+    def example(source: Node) -> Any:
+        if source.op == "get_attr" and "val" not in source.meta:
+            return getattr(source.graph.owning_module, str(source.target))
+        return source.meta["val"]
+
+    args, kwargs = pytree.tree_map_only(Node, example, (node.args, dict(node.kwargs)))
+    return args, kwargs
 
 
 def op_name(node: Node) -> str:

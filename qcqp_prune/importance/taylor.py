@@ -12,7 +12,7 @@ from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.graph.export import eval_mode
+from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.importance.layerwise import columns_of, pair_scores, pairwise_form, weight_tensors
 from qcqp_prune.program.forms import PairwiseForm
 

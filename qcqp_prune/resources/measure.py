@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from qcqp_prune.graph.export import eval_mode, export, plain_attention
+from qcqp_prune.graph.export import export, plain_attention
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
+from qcqp_prune.graph.state import eval_mode, tensors_replaced
 from qcqp_prune.graph.unknown import OutputBytes
 
 
@@ -21,10 +22,9 @@ def measured_macs(module: nn.Module, example_inputs: ExampleInputs) -> int:
     args, kwargs = as_call(example_inputs)
     counter = FlopCounterMode(display=False)
     # The counter watches gradients of what modules are given, and stumbles over a parameter that is handed on.
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    detached = {name: tensor.detach() for name, tensor in tensors.items()}
-    with eval_mode(module), torch.no_grad(), plain_attention(), counter:
-        torch.func.functional_call(module, detached, args, kwargs)
+    detached = tensors_replaced(module, torch.Tensor.detach)
+    with eval_mode(module), detached, torch.no_grad(), plain_attention(), counter:
+        module(*args, **kwargs)
     return _per_sample(counter.get_total_flops(), 2 * batch_size((args, kwargs)))
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
-from qcqp_prune.graph.export import eval_mode
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
+from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.resources.latency import LatencyTable, LayerLatency
 
 Make = Callable[[int, int], tuple[nn.Module, Tensor]]

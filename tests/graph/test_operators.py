@@ -30,6 +30,7 @@ class Net(nn.Module):
         self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
         self.head = nn.Linear(6, 4)
         self.plane = nn.Linear(6, 6)
+        self.square = nn.Conv2d(8, 8, 1)
         self.recurrent = nn.LSTM(8, 8, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,6 +46,21 @@ def chain(*functions: Callable[[Tensor], Tensor]) -> Callable[[Any, Tensor], Ten
         return y
 
     return run
+
+
+def _assigned(y: Tensor, out: Tensor) -> Tensor:
+    out[:, :, :4] = y[:, :, :4] * 2
+    out[:, :, 4:, 1:] = y[:, :, 4:, :-1] + 1
+    return out
+
+
+def _cast(m: Any, y: Tensor, *, enabled: bool) -> Tensor:
+    """Two regions, one within the other."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        z = torch.tanh(y)
+        with torch.autocast("cpu", enabled=False):
+            z = m.square(z)
+    return z + y
 
 
 FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -91,6 +107,13 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "squeeze": lambda m, y: y.unsqueeze(0).squeeze(0).unsqueeze(2).squeeze(),
     "triangle": lambda m, y: y.tril(),
     "expand": lambda m, y: y.mean((2, 3))[:, :, None, None].expand(-1, -1, 6, 6),
+    "unfold and fold": lambda m, y: F.fold(F.unfold(y, 3, padding=1), (6, 6), 3, padding=1),
+    "windows": lambda m, y: y.unfold(2, 3, 1).unfold(3, 2, 2).mean(-1).amax(-1),
+    "pooling of a padded plane": lambda m, y: F.max_pool2d(F.pad(y, (1, 0, 0, 2)), 2, 1),
+    "tile the plane": lambda m, y: y * y.mean((2, 3), keepdim=True).tile((6, 6)),
+    "assignment": lambda m, y: _assigned(y, torch.zeros_like(y)),
+    "assignment in place": lambda m, y: _assigned(y.tanh(), y.sin()),
+    "autocast that is off": lambda m, y: _cast(m, y, enabled=False),
     "dropout": lambda m, y: F.dropout2d(F.dropout(y, 0.5, m.training), 0.5, m.training),
 }
 
@@ -121,9 +144,12 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "stepped slice": (lambda m, y: torch.cat([y[:, ::2], y[:, 1::2]], 1), "sliced with a step"),
     "one channel": (lambda m, y: y * y[:, 0][:, None], "indexed by position"),
     "fft": (lambda m, y: torch.fft.fft2(y).abs(), "_fft_c2c"),
-    "unfold": (lambda m, y: F.fold(F.unfold(y, 3, padding=1), (6, 6), 3, padding=1), "read by aten::index"),
     "new zeros": (lambda m, y: y + y.new_zeros(y.shape), "joined with a tensor that no handler could follow"),
-    "assignment": (lambda m, y: _assigned(y), "read by aten::copy, which has no handler"),
+    "assignment to zeros": (
+        lambda m, y: _assigned(y, y.new_zeros(y.shape)),
+        "joined with a tensor that no handler could follow",
+    ),
+    "autocast": (lambda m, y: _cast(m, y, enabled=True), "read by wrap_with_autocast, which has no handler"),
     "response norm": (lambda m, y: F.local_response_norm(y, 3), "pooled or resampled along it"),
     "recurrence": (
         lambda m, y: m.recurrent(y.flatten(2).transpose(1, 2))[0].transpose(1, 2).view(2, 8, 6, 6),
@@ -131,13 +157,6 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     ),
     "linear over the plane": (lambda m, y: m.plane(y), "a linear map over another dimension"),
 }
-
-
-def _assigned(y: Tensor) -> Tensor:
-    out = torch.zeros_like(y)
-    out[:, :4] = y[:, :4] * 2
-    out[:, 4:] = y[:, 4:]
-    return out
 
 
 @pytest.mark.parametrize("name", KEPT)

@@ -12,6 +12,7 @@ from qcqp_prune.graph.ops import (
     shapes,
     splits,
     sums,
+    windows,
 )
 from qcqp_prune.graph.walk import Handler
 
@@ -25,4 +26,5 @@ HANDLERS: dict[str, Handler] = {
     **shapes.HANDLERS,
     **splits.HANDLERS,
     **sums.HANDLERS,
+    **windows.HANDLERS,
 }

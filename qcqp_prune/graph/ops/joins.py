@@ -129,6 +129,7 @@ _SAME = [
 HANDLERS: dict[str, Handler] = {
     **{f"aten::{name}": same for name in _SAME},
     "aten::glu": glu,
+    "aten::copy": pointwise,  # written into what it is joined with
     **{f"aten::{name}": pointwise for name in UNTAGGED},
     **{f"aten::{name}": factory for name in _FACTORIES},
 }

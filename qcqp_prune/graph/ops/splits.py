@@ -168,9 +168,10 @@ def repeat(walk: Walk, node: Node) -> Axes:
     """Tiles: position ``i + k * size`` is a copy of position ``i``."""
     source = walk.tensor_inputs(node)[0]
     counts = [int(c) for c in walk.arg(node, "repeats", walk.arg(node, "dims"))]
-    axes, shape = walk.axes(source), walk.shape(source)
-    lead = len(counts) - len(shape)
-    out: Axes = [None] * max(lead, 0)
+    axes = walk.axes(source)
+    counts = [1] * (len(axes) - len(counts)) + counts  # tile names the last dimensions only
+    lead = len(counts) - len(axes)
+    out: Axes = [None] * lead
     for labels, count in zip(axes, counts[lead:], strict=True):
         out.append(labels if labels is None or count == 1 else np.tile(labels, count))
     return out
