@@ -106,7 +106,7 @@ def constant_pad(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     removed = (~source.mask).to(torch.float32)
     mode = args[2] if len(args) > 2 and isinstance(args[2], str) else kwargs.get("mode", "constant")
     padded = torch.nn.functional.pad(removed, args[1], mode=mode)
-    along = [-1 - k // 2 for k, amount in enumerate(args[1]) if amount]
+    along = sorted({-1 - k // 2 for k, amount in enumerate(args[1]) if amount})
     whole = source.mask.amax(along, keepdim=True) if along else source.mask
     return Value(out, (padded == 0) & whole)
 
