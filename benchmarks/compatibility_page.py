@@ -32,8 +32,8 @@ Each network is traced, cut to half its multiply-adds by `block_coordinate`, and
 *Prunable* is the share of multiply-adds that the smallest selection saves; where less than half of them can go, the
 least that can be reached is asked for. *Floor* is the share of each layer that had to stay. *Built as* says whether the
 model's own classes came back (`modules`) or a rewritten graph (`graph`), because its forward has shapes written into
-it. Seconds are of tracing and grouping, of solving, and of cutting and verifying. Images are small where the network
-takes them; a count of MACs is for that size."""
+it. Seconds are processor seconds of one thread: of tracing and grouping, of solving, and of cutting and verifying.
+Images are small where the network takes them; a count of MACs is for that size."""
 
 
 def page() -> str:

@@ -2,7 +2,8 @@
 
 While a graph is walked, every position of every tracked dimension carries an integer *label*. Operators that tie two
 positions together merge their labels; the classes of merged labels become the units of the channel graph. Nothing is
-resolved during the walk but where a reshape has to look, so the work is linear in the number of positions.
+resolved during the walk but where an operator has to look, and then only what it looks at, so the work is linear in the
+number of positions.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from qcqp_prune.graph.channels import IntArray
+from qcqp_prune.graph.forest import Forest
 
 Labels = IntArray | None
 """Labels of one dimension, ``(size,) int64``; None where the dimension is not tracked and so never shrinks."""
@@ -68,14 +68,15 @@ class LabelTable:
 
     def __init__(self) -> None:
         self._size = 0
+        self._forest = Forest(("frozen", "made"))
         self._edges: list[tuple[IntArray, IntArray]] = []
-        self._classes: IntArray = np.zeros(0, np.int64)
-        self._resolved = 0
+        self._joined = self._marked = 0
+        self._made: list[IntArray] = []
         self._frozen: list[tuple[IntArray, str]] = []
+        self._classes: tuple[tuple[int, int], IntArray] | None = None
         self.runs: list[Runs] = []
         self.nonempty: list[IntArray] = []
         self.sums: list[Sum] = []
-        self.made: list[IntArray] = []
 
     def fresh(self, size: int) -> IntArray:
         """New labels, merged with nothing."""
@@ -119,33 +120,38 @@ class LabelTable:
 
     def make(self, labels: IntArray) -> None:
         """Note that a layer, a sum or the network's input puts out these positions: they are no mere filling."""
-        self.made.append(labels)
+        self._made.append(labels)
 
-    def is_made(self) -> NDArray[np.bool_]:
-        """For each class whether any of its positions is put out by something, ``(classes,) bool``."""
-        classes = self.classes()
-        out = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
-        for labels in self.made:
-            out[classes[labels]] = True
-        return out
+    def is_made(self, labels: IntArray) -> NDArray[np.bool_]:
+        """For each position whether something puts it out so far, ``(size,) bool``."""
+        forest = self._resolved()
+        for made in self._made:
+            forest.mark("made", made)
+        self._made.clear()
+        return forest.is_marked("made", labels)
+
+    def find(self, labels: IntArray) -> IntArray:
+        """For each position a label that stands for its class so far; for looking at some dimensions during a walk."""
+        return self._resolved().find(labels)
+
+    def same(self, a: IntArray, b: IntArray) -> bool:
+        """Whether two dimensions are tied position by position so far."""
+        return a is b or np.array_equal(self.find(a), self.find(b))
 
     def classes(self) -> IntArray:
-        """Class of each label, ``(size,)``, numbered from 0. Only what is new since the last call is resolved."""
-        known = len(self._classes)
-        if known < self._size:
-            first = int(self._classes.max(initial=-1)) + 1
-            new = np.arange(first, first + self._size - known, dtype=np.int64)
-            self._classes = np.concatenate([self._classes, new])
-        if self._resolved < len(self._edges):
-            new_edges = self._edges[self._resolved :]
-            a = self._classes[np.concatenate([edge[0] for edge in new_edges])]
-            b = self._classes[np.concatenate([edge[1] for edge in new_edges])]
-            count = int(self._classes.max()) + 1
-            links = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(count, count))
-            merged: IntArray = connected_components(links, directed=False)[1].astype(np.int64)
-            self._classes = merged[self._classes]
-            self._resolved = len(self._edges)
-        return self._classes
+        """Class of each label, ``(size,)``, numbered from 0. This runs over all labels: it is for after a walk."""
+        state = self._size, len(self._edges)
+        if self._classes is None or self._classes[0] != state:
+            self._classes = state, self._resolved().numbered(self._size)
+        return self._classes[1]
+
+    def _resolved(self) -> Forest:
+        """The sets of merged labels, with the merges since the last look."""
+        new = self._edges[self._joined :]
+        if new:
+            self._forest.join(*(np.concatenate([edge[k].reshape(-1) for edge in new]) for k in (0, 1)))
+            self._joined = len(self._edges)
+        return self._forest
 
     def frozen_reasons(self) -> dict[int, str]:
         """For each class that is frozen the first reason given."""
@@ -158,8 +164,8 @@ class LabelTable:
 
     def is_frozen(self, labels: IntArray) -> bool:
         """Whether every position is frozen so far."""
-        classes = self.classes()
-        frozen = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
-        for some, _ in self._frozen:
-            frozen[classes[some]] = True
-        return bool(frozen[classes[labels]].all())
+        forest = self._resolved()
+        for some, _ in self._frozen[self._marked :]:
+            forest.mark("frozen", some)
+        self._marked = len(self._frozen)
+        return bool(forest.is_marked("frozen", labels).all())

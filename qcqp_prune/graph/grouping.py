@@ -142,12 +142,19 @@ class _Draft:
 
     def tie(self, groups: list[int]) -> None:
         """Ask that these groups, and all that are tied to one of them, keep equally many units."""
-        roots = {self.ties.get(g, g) for g in groups}
-        if len(roots) == 1:
-            return
-        for g in range(len(self.members)):
-            if self.ties.get(g, g) in roots:
-                self.ties[g] = min(roots)
+        first, *others = sorted({self.root(g) for g in groups})
+        for g in others:
+            self.ties[g] = first
+
+    def root(self, group: int) -> int:
+        """The first of the groups that a group is tied to, itself where it is tied to none."""
+        path = []
+        while group in self.ties:
+            path.append(group)
+            group = self.ties[group]
+        for g in path:
+            self.ties[g] = group
+        return group
 
     def reason(self, group: int) -> str | None:
         return self.reasons.get(self.members[group][0])
@@ -158,10 +165,10 @@ class _Draft:
         groups = []
         tie_sizes: dict[int, int] = {}
         for g in range(len(self.members)):
-            root = self.ties.get(g, g)
+            root = self.root(g)
             tie_sizes[root] = tie_sizes.get(root, 0) + 1
         for g, classes in enumerate(self.members):
-            root = self.ties.get(g, g)
+            root = self.root(g)
             tie = names[root] if tie_sizes[root] > 1 else None
             groups.append(Group(names[g], len(classes), frozen_reason=self.reason(g), min_keep=0, tie=tie))
         limits.apply(groups, self, tie_sizes)
@@ -272,7 +279,7 @@ class Limits:
                 group = groups[g]
                 asked = _least(_of_layer(self.min_keep, layer.name, 1), group.width, total)
                 step = _of_layer(self.round_to, layer.name, 1)
-                step = int(step) // math.gcd(int(step), share * tie_sizes[draft.ties.get(g, g)])
+                step = int(step) // math.gcd(int(step), share * tie_sizes[draft.root(g)])
                 groups[g] = replace(
                     group, min_keep=max(group.min_keep, asked), multiple_of=math.lcm(group.multiple_of, step)
                 )

@@ -29,7 +29,8 @@ def settle(table: LabelTable) -> None:
     """Merge the sums that cannot be shared freely, until what is left contradicts nothing."""
     while True:
         classes = table.classes()
-        found = [(s, why) for s in table.sums if (why := _why_strict(table, s, classes))]
+        uneven = _in_runs(table, classes)
+        found = [(s, UNEVEN_RUNS) for s in free(table) if uneven[classes[s.out]].any()]
         found = found or [(s, CIRCULAR) for s in _circular(table, classes)]
         found = found or [(s, TIED) for s in _tied(table, classes)]
         changed = bool(found)
@@ -48,12 +49,13 @@ def free(table: LabelTable) -> list[Sum]:
     return [s for s in table.sums if not s.strict]
 
 
-def _why_strict(table: LabelTable, one: Sum, classes: IntArray) -> str:
-    if one.strict:
-        return ""
-    own = classes[one.out]
-    runs = [r.labels for r in table.runs if r.required]
-    return UNEVEN_RUNS if any(np.isin(classes[labels], own).any() for labels in runs) else ""
+def _in_runs(table: LabelTable, classes: IntArray) -> BoolArray:
+    """Which classes stand in a dimension whose runs must keep equally many, ``(classes,) bool``."""
+    out = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
+    for run in table.runs:
+        if run.required:
+            out[classes[run.labels]] = True
+    return out
 
 
 def _merge_same(table: LabelTable, one: Sum, classes: IntArray) -> bool:

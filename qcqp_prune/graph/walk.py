@@ -93,6 +93,7 @@ class Walk:
         self._axes: dict[Node, Axes | list[Axes]] = {}
         self._single: IntArray | None = None
         self._fed: set[Node] = set()
+        self._additions: dict[Node, int] = {}
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -154,10 +155,9 @@ class Walk:
             return True
         if self.shape(a) != self.shape(b):
             return False
-        classes = self.table.classes()
         pairs = zip(self.axes(a), self.axes(b), self.shape(a), strict=True)
         return all(
-            size == 1 or (x is not None and y is not None and np.array_equal(classes[x], classes[y]))
+            size == 1 or (x is not None and y is not None and self.table.same(x, y))
             for d, (x, y, size) in enumerate(pairs)
             if d < 2
         )
@@ -170,6 +170,12 @@ class Walk:
         """Path of the module in whose ``forward`` the operator stands."""
         stack = node.meta.get("nn_module_stack") or {"": ("", None)}
         return str(list(stack.values())[-1][0]).split("@")[0]
+
+    def addition_number(self, node: Node) -> int:
+        """Number of an addition among those of its graph, see ``additions``."""
+        if node not in self._additions:
+            self._additions = additions(node.graph)
+        return self._additions[node]
 
     # -- recording ----------------------------------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ def _divided(walk: Walk, node: Node, flat: IntArray, dims: list[int]) -> Axes:
         d = big[0] if big else 0
         return [flat if k == d else None for k in range(len(sizes))]
     table = flat.reshape(sizes)
-    classes = walk.table.classes()[flat].reshape(sizes)
+    classes = walk.table.find(flat).reshape(sizes)
     for d in big:
         rows = np.moveaxis(classes, d, 0).reshape(sizes[d], -1)
         if (rows == rows[:, :1]).all():

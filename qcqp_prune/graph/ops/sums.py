@@ -11,7 +11,7 @@ from torch.fx import Node
 from qcqp_prune.graph.axes import Axes, Labels, Sum
 from qcqp_prune.graph.channels import BoolArray, IntArray
 from qcqp_prune.graph.ops.joins import aligned, joined
-from qcqp_prune.graph.walk import ADDITIONS, Handler, Walk, additions
+from qcqp_prune.graph.walk import ADDITIONS, Handler, Walk
 
 
 def addition(walk: Walk, node: Node) -> Axes:
@@ -46,9 +46,8 @@ def _differ(walk: Walk, sides: list[Labels]) -> bool:
 
 def _apart(walk: Walk, sides: list[IntArray]) -> BoolArray:
     """The positions at which something puts out both operands, and they are not tied to each other."""
-    classes, made = walk.table.classes(), walk.table.is_made()
-    a, b = (classes[labels] for labels in sides)
-    apart: BoolArray = made[a] & made[b] & (a != b)
+    a, b = (walk.table.find(labels) for labels in sides)
+    apart: BoolArray = (a != b) & walk.table.is_made(sides[0]) & walk.table.is_made(sides[1])
     return apart
 
 
@@ -67,11 +66,10 @@ def _is_seen_later(node: Node) -> bool:
         base = base.all_input_nodes[0]
     if base.op == "placeholder":
         return True
-    order = {n: k for k, n in enumerate(node.graph.nodes)}
     front, seen = [base], {base, node}
     while front:
         for user in front.pop().users:
-            if user is not node and order[user] > order[node]:
+            if user is not node and user > node:
                 return True
             if user not in seen and _shares_memory(user):
                 seen.add(user)
@@ -89,15 +87,14 @@ def _shared(walk: Walk, node: Node, sides: list[Labels], dim: int) -> IntArray:
     a, b = (cast(IntArray, labels) for labels in sides)
     both = _apart(walk, [a, b])
     walk.table.merge(a[~both], b[~both], "")
-    classes = walk.table.classes()
-    pairs = np.stack([classes[a], classes[b]], axis=1)
+    pairs = np.stack([walk.table.find(a), walk.table.find(b)], axis=1)
     # Positions of one channel (a flattened map has many) stay positions of one channel.
     unique, inverse = np.unique(pairs[both], axis=0, return_inverse=True)
     out = a.copy()
     out[both] = walk.table.fresh(len(unique))[inverse.reshape(-1)]
     walk.table.make(out[both])
     parts = (a[both], b[both])
-    index = additions(node.graph)[node]
+    index = walk.addition_number(node)
     walk.table.sums.append(Sum(node.name, index, dim, np.flatnonzero(both), out[both], parts))
     return out
 
