@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compatibility_page
+from benchmarks import compatibility_page, rival_tracing_table
 from benchmarks.growth import exponent
 from benchmarks.plot import Series, log_log
 from benchmarks.recording import RESULTS
@@ -40,6 +40,7 @@ def page() -> str:
         _section("Against rivals", "rivals", _rivals),
         _section("Growth", "growth", _growth),
         _section("Tracing and building", "footprint", _footprint),
+        _section("Tracing and pruning against Torch-Pruning", "rival_tracing", rival_tracing_table.table),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -108,7 +108,7 @@ class MaskedNetwork:
         last_use = _last_uses(module)
         sums = additions(module.graph)
         with torch.no_grad(), Widened() if dtype is torch.float64 else contextlib.nullcontext():
-            for node in module.graph.nodes:
+            for node in _weights_when_read(module):
                 if node.op == "output":
                     return [x.value if isinstance(x, Value) else x for x in _leaves(node.args, env)]
                 env[node] = self._evaluate(module, node, env, inputs, dtype)
@@ -160,6 +160,19 @@ class MaskedNetwork:
             return Value(tensor.clone(), follows=follows)
         mask = mask.to(tensor.device)
         return Value(tensor.masked_fill(~mask, 0), mask, follows)
+
+
+def _weights_when_read(module: GraphModule) -> Iterator[Node]:
+    """The nodes in order, weights just before what first reads them: not all need to be there in double precision."""
+    seen: set[Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            continue
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and source not in seen:
+                seen.add(source)
+                yield source
+        yield node
 
 
 def exported_module(program: ExportedProgram) -> GraphModule:

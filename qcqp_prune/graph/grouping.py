@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -124,21 +123,22 @@ class _Draft:
         split = [part for run in self.runs for part in run.labels.reshape(run.count, -1)]
         places = [*sides, *dims, *self.parts, *split]
         unique = {self.classes[p].tobytes(): p for p in places}
-        signature: dict[int, list[tuple[int, int]]] = {}
-        for place, labels in enumerate(unique.values()):
-            for c, n in zip(*np.unique(self.classes[labels], return_counts=True), strict=True):
-                signature.setdefault(int(c), []).append((place, int(n)))
-        order = dict.fromkeys(int(c) for labels in [*sides, *dims] for c in self.classes[labels])
-        members: dict[tuple[tuple[tuple[int, int], ...], str | None], list[int]] = {}
-        for c in order:
-            members.setdefault((tuple(signature[c]), self.reasons.get(c)), []).append(c)
+        signature = _signatures([self.classes[labels] for labels in unique.values()])
+        members: dict[tuple[bytes, str | None], list[int]] = {}
+        for c in _in_order([self.classes[labels] for labels in (*sides, *dims)]):
+            members.setdefault((signature[c], self.reasons.get(c)), []).append(c)
         self.members = list(members.values())
-        self.group_of = {c: g for g, classes in enumerate(self.members) for c in classes}
+        self.group_of = np.full(int(self.classes.max(initial=-1)) + 1, -1, np.int64)
+        for g, classes in enumerate(self.members):
+            self.group_of[classes] = g
 
     def composition(self, labels: IntArray) -> list[tuple[int, int]]:
         """Groups along a dimension in order of first appearance, with positions for each unit."""
-        shares = Counter(self.group_of[c] for c in self.classes[labels].tolist())
-        return [(g, n // len(self.members[g]) if n >= len(self.members[g]) else 0) for g, n in shares.items()]
+        groups, first, counts = np.unique(
+            self.group_of[self.classes[labels]], return_index=True, return_counts=True
+        )
+        shares = [(int(groups[k]), int(counts[k])) for k in np.argsort(first)]
+        return [(g, n // len(self.members[g]) if n >= len(self.members[g]) else 0) for g, n in shares]
 
     def tie(self, groups: list[int]) -> None:
         """Ask that these groups, and all that are tied to one of them, keep equally many units."""
@@ -178,11 +178,10 @@ class _Draft:
     def part_groups(self) -> dict[int, set[int]]:
         """For each group of wholes the groups of their parts; those of parts come before those of their wholes."""
         found: dict[int, set[int]] = {}
-        unit_of_class = {c: c for c in self.group_of}
-        links = unit_links(self.table, unit_of_class)
+        links = unit_links(self.table, {c: c for classes in self.members for c in classes})
         for level in links.levels or ():
             for k in level.tolist():
-                whole, part = (self.group_of[int(c)] for c in (links.wholes[k], links.parts[k]))
+                whole, part = (int(self.group_of[c]) for c in (links.wholes[k], links.parts[k]))
                 found.setdefault(whole, set()).add(part)
         return found
 
@@ -191,8 +190,8 @@ class _Draft:
         first: dict[int, str] = {}
         for layer in self.layers:
             for labels, suffix in ((layer.out_labels, ""), (layer.in_labels, ".in")):
-                for c in np.unique(self.classes[labels]).tolist():
-                    first.setdefault(self.group_of[c], layer.name + suffix)
+                for g in np.unique(self.group_of[self.classes[labels]]).tolist():
+                    first.setdefault(g, layer.name + suffix)
         seen: dict[str, int] = {}
         names = []
         for g in range(len(self.members)):
@@ -200,6 +199,31 @@ class _Draft:
             seen[base] = seen.get(base, 0) + 1
             names.append(base if seen[base] == 1 else f"{base}#{seen[base]}")
         return names
+
+
+def _signatures(places: list[IntArray]) -> dict[int, bytes]:
+    """For each class where it stands, and how often there: equal for classes that stand in the same places.
+
+    Args:
+        places: classes of the positions of each place.
+    """
+    found = [np.unique(classes, return_counts=True) for classes in places]
+    if not found:
+        return {}
+    classes = np.concatenate([some for some, _ in found])
+    place = np.repeat(np.arange(len(found)), [len(some) for some, _ in found])
+    order = np.argsort(classes, kind="stable")
+    rows = np.stack([place, np.concatenate([counts for _, counts in found])], axis=1)[order]
+    members, starts = np.unique(classes[order], return_index=True)
+    ends = [*starts[1:].tolist(), len(rows)]
+    return {c: rows[a:b].tobytes() for c, a, b in zip(members.tolist(), starts.tolist(), ends, strict=True)}
+
+
+def _in_order(dims: list[IntArray]) -> list[int]:
+    """The classes of some dimensions, each once, in the order in which they appear."""
+    classes, first = np.unique(np.concatenate([*dims, np.zeros(0, np.int64)]), return_index=True)
+    found: list[int] = classes[np.argsort(first)].tolist()
+    return found
 
 
 def _tie_runs(table: LabelTable, draft: _Draft) -> bool:
