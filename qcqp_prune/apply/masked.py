@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.apply.masked_products import PRODUCTS
+from qcqp_prune.apply.masked_recurrent import RECURRENT
 from qcqp_prune.apply.masked_sums import SUMS, marked, with_kept
 from qcqp_prune.apply.masked_windows import WINDOWS
 from qcqp_prune.apply.widened import Widened
@@ -212,7 +213,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     """One operator on values and masks."""
     args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
     name = op_name(node)
-    rule = SUMS.get(name) or RULES.get(name) or PRODUCTS.get(name) or WINDOWS.get(name)
+    rule = next((rules[name] for rules in (SUMS, RULES, PRODUCTS, WINDOWS, RECURRENT) if name in rules), None)
     rule = rule or (pointwise if is_pointwise(node) else None)
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:

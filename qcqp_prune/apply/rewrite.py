@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.apply.joined_sum import JoinedSum, places_in
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module
 from qcqp_prune.apply.masked_ops import Value
+from qcqp_prune.apply.rewrite_recurrent import call_recurrent_modules
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.errors import TraceError, VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
@@ -67,6 +68,7 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
         module, call, hook=lambda node, value: kept.setdefault(node, _kept(value))
     )
     modules = dict(small.named_modules())
+    call_recurrent_modules(module, modules, kept)
     for node in list(module.graph.nodes):
         if node.op != "call_function" or _as_module(module, node, modules, kept):
             continue
@@ -337,7 +339,7 @@ def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
 
 def _keeps_layout(node: Node) -> bool:
     if node.op == "call_module":
-        return bool(node.meta[_KEEPS_LAYOUT])
+        return bool(node.meta.get(_KEEPS_LAYOUT))
     name = op_name(node)
     return node.op == "call_function" and (name in _LAYOUT_KEPT or is_pointwise(node))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
+from qcqp_prune.apply.uneven_rnn import put_uneven
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.state import caches_dropped
@@ -86,6 +87,7 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
         kernel = sparse_kernel(graph, spec, flat)
         if kernel is not None:
             _put_shape_conv(model, spec, kernel)
+    put_uneven(model)
 
 
 def sparse_kernel(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray | None:

@@ -23,6 +23,33 @@ Axes = list[Labels]
 """Labels of each dimension of a tensor."""
 
 
+class Layered(list[Labels]):
+    """Axes of a tensor that stacks others along its first dimension, each with channels of its own.
+
+    A list of axes as any other once ``tie`` has made one of the parts; until then ``parts`` tells them apart.
+
+    Attributes:
+        parts: axes of each of the stacked tensors.
+    """
+
+    parts: list[Axes]
+
+    @classmethod
+    def of(cls, parts: list[Axes]) -> Layered:
+        """Axes of the stack: as the first part has them."""
+        layered = cls([None, *parts[0]])
+        layered.parts = parts
+        return layered
+
+    def tie(self, table: LabelTable) -> Axes:
+        """Tie all parts to each other, for an operator that does not keep them apart."""
+        for part in self.parts[1:]:
+            for first, other in zip(self.parts[0], part, strict=True):
+                if first is not None or other is not None:
+                    table.merge(first, other, "stacked with a tensor that no handler could follow")
+        return list(self)
+
+
 @dataclass(frozen=True)
 class Runs:
     """A dimension that an operator divides into ``count`` equal runs.

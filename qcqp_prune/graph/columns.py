@@ -26,7 +26,7 @@ from qcqp_prune.graph.channels import ChannelGraph, Group, IntArray, Note
 from qcqp_prune.graph.export import canonical_names
 from qcqp_prune.graph.grouping import Grouping, NamedLayer
 from qcqp_prune.graph.links import Links
-from qcqp_prune.graph.walk import FoundLayer, Walk
+from qcqp_prune.graph.walk import FoundLayer, Walk, has_hooks
 
 Columns = bool | str | Iterable[str]
 """Layers whose kernel columns are units: none, all that can have them, or those that a name or glob means."""
@@ -151,14 +151,8 @@ def _hurdles(walk: Walk, model: nn.Module) -> list[str | None]:
         elif module.padding_mode != "zeros":
             found.append(f"its padding is {module.padding_mode}, not zeros")
         else:
-            found.append("it has hooks" if _has_hooks(module) else None)
+            found.append("it has hooks" if has_hooks(module) else None)
     return found
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether anything is attached that a module put in its place would lose."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, None) for kind in kinds)
 
 
 def _positions(layer: FoundLayer) -> int:

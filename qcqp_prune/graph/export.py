@@ -17,6 +17,7 @@ from qcqp_prune.errors import TraceError
 from qcqp_prune.graph.decompose import decomposed
 from qcqp_prune.graph.inline import inlined
 from qcqp_prune.graph.ops import HANDLERS
+from qcqp_prune.graph.ops.recurrent import GATES
 from qcqp_prune.graph.state import drop_caches, eval_mode
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
@@ -31,6 +32,24 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """PyTorch's own implementation of recurrent layers where a model has any: fused ones hide what they multiply."""
+    graph = getattr(model, "graph", None)
+    calls: list[Node] = list(graph.nodes) if isinstance(graph, torch.fx.Graph) else []
+    names = {name.rpartition(".")[2] for m in model.modules() for name in vars(m)["_parameters"]}
+    recurrent = any(name.startswith("weight_hh") for name in names) or any(op_name(n) in GATES for n in calls)
+    fused: Any = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [backend.enabled for backend in fused]
+    try:
+        for backend in fused if recurrent else ():
+            backend.enabled = False
+        yield
+    finally:
+        for backend, enabled in zip(fused, before, strict=True):
+            backend.enabled = enabled
 
 
 def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **options: Any) -> ExportedProgram:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from qcqp_prune.graph.axes import Axes, Labels
+from qcqp_prune.graph.axes import Axes, Labels, Layered
 from qcqp_prune.graph.channels import Activation
 from qcqp_prune.graph.walk import Walk, example_call, op_name
 
@@ -80,8 +80,11 @@ class _Book:
         value, axes = node.meta.get("val"), self._walk.raw_axes(node)
         values = list(value) if isinstance(value, list | tuple) else [value]
         every: Any = axes if isinstance(value, list | tuple) else [axes]
+        # A stack of states whose widths differ counts at its full size: never too little.
         new = [
-            _Made(node, v, a, step) for v, a in zip(values, every, strict=True) if isinstance(v, torch.Tensor)
+            _Made(node, v, [] if isinstance(a, Layered) and len(a.parts) > 1 else a, step)
+            for v, a in zip(values, every, strict=True)
+            if isinstance(v, torch.Tensor)
         ]
         self.made += new
         return new

@@ -178,6 +178,7 @@ def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
         if found.weight:
             raw = found.op == "linear_transposed" and not path  # a parameter of the model itself
             base = path if path in owners and not raw else (owners[0] or found.weight)
+            base = found.weight if found.by_weight else base
         else:
             base = f"{path}.{found.op}" if path else found.op
         seen[base] = seen.get(base, 0) + 1

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from qcqp_prune.graph.axes import Axes, Labels, LabelTable
+from qcqp_prune.graph.axes import Axes, Labels, LabelTable, Layered
 from qcqp_prune.graph.channels import IntArray, Note
 
 _ANCESTORS = 64
@@ -29,6 +29,7 @@ class FoundLayer:
     """A call with a weight matrix, before units are numbered.
 
     ``rows`` are the first and last-but-one of the weight's rows where the call uses part of them; see ``Layer``.
+    ``by_weight`` is for modules with several layers, which are told apart by the names of their weights.
     """
 
     node: Node
@@ -41,6 +42,7 @@ class FoundLayer:
     out_elements: int
     itemsize: int
     rows: tuple[int, int] | None = None
+    by_weight: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,16 @@ class Walk:
         return argument(node, name, default)
 
     def axes(self, node: Node) -> Axes:
-        """Labels of each dimension of a tensor."""
-        return cast(Axes, self._axes[node])
+        """Labels of each dimension of a tensor; parts of a stack are tied to each other by that, see ``parts``."""
+        stored = self._axes[node]
+        if isinstance(stored, Layered):
+            stored = self._axes[node] = stored.tie(self.table)
+        return cast(Axes, stored)
+
+    def parts(self, node: Node) -> list[Axes] | None:
+        """Axes of each tensor along the first dimension of a stack of unlike ones; None where it is none."""
+        stored = self._axes[node]
+        return stored.parts if isinstance(stored, Layered) else None
 
     def axis(self, node: Node, dim: int) -> Labels:
         """Labels of one dimension; fresh ones are not made."""
@@ -177,6 +187,10 @@ class Walk:
             self._additions = additions(node.graph)
         return self._additions[node]
 
+    def module(self, node: Node) -> torch.nn.Module | None:
+        """The module in whose ``forward`` the operator stands."""
+        return self._modules.get(self.module_path(node))
+
     # -- recording ----------------------------------------------------------------------------------------------
 
     def set_axes(self, node: Node, axes: Axes | list[Axes], *, is_input: bool = False) -> None:
@@ -198,8 +212,9 @@ class Walk:
         for source in node.all_input_nodes:
             stored = self._axes.get(source, [])
             for axes in stored if stored and isinstance(stored[0], list) else [stored]:
-                for labels in cast(Axes, axes):
-                    self.table.freeze(labels, reason)
+                for one in axes.parts if isinstance(axes, Layered) else [axes]:
+                    for labels in cast(Axes, one):
+                        self.table.freeze(labels, reason)
 
     def single(self) -> IntArray:
         """One position that is always kept: the side of a product on which nothing can go. The same at each call."""
@@ -217,8 +232,7 @@ class Walk:
             node: the operator.
             values: for each attribute name its labels (an integer attribute), or a sequence of labels and constants.
         """
-        path = self.module_path(node)
-        module = self._modules.get(path)
+        path, module = self.module_path(node), self.module(node)
         found = []
         for name, value in values.items():
             scalar = not isinstance(value, list | tuple)
@@ -261,6 +275,12 @@ def example_call(node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
     args, kwargs = pytree.tree_map_only(Node, example, (node.args, dict(node.kwargs)))
     return args, kwargs
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether anything is attached that a module put in its place would lose."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, None) for kind in kinds)
 
 
 def op_name(node: Node) -> str:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from qcqp_prune.graph.export import export, plain_attention
+from qcqp_prune.graph.export import export, plain_attention, plain_recurrence
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
 from qcqp_prune.graph.state import eval_mode, tensors_replaced
 from qcqp_prune.graph.unknown import OutputBytes
@@ -23,7 +23,7 @@ def measured_macs(module: nn.Module, example_inputs: ExampleInputs) -> int:
     counter = FlopCounterMode(display=False)
     # The counter watches gradients of what modules are given, and stumbles over a parameter that is handed on.
     detached = tensors_replaced(module, torch.Tensor.detach)
-    with eval_mode(module), detached, torch.no_grad(), plain_attention(), counter:
+    with eval_mode(module), detached, torch.no_grad(), plain_attention(), plain_recurrence(module), counter:
         module(*args, **kwargs)
     return _per_sample(counter.get_total_flops(), 2 * batch_size((args, kwargs)))
 
@@ -44,7 +44,7 @@ def measured_memory(module: nn.Module, example_inputs: ExampleInputs) -> int:
         h for m in module.modules() if getattr(m, "counts_as_one_layer", False) for h in _as_one(m, counter)
     ]
     try:
-        with eval_mode(module), torch.no_grad(), plain_attention(), counter:
+        with eval_mode(module), torch.no_grad(), plain_attention(), plain_recurrence(module), counter:
             module(*args, **kwargs)
     finally:
         for hook in hooks:

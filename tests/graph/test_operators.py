@@ -31,7 +31,6 @@ class Net(nn.Module):
         self.head = nn.Linear(6, 4)
         self.plane = nn.Linear(6, 6)
         self.square = nn.Conv2d(8, 8, 1)
-        self.recurrent = nn.LSTM(8, 8, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
@@ -151,10 +150,6 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     ),
     "autocast": (lambda m, y: _cast(m, y, enabled=True), "read by wrap_with_autocast, which has no handler"),
     "response norm": (lambda m, y: F.local_response_norm(y, 3), "pooled or resampled along it"),
-    "recurrence": (
-        lambda m, y: m.recurrent(y.flatten(2).transpose(1, 2))[0].transpose(1, 2).view(2, 8, 6, 6),
-        "read by aten::lstm, which has no handler",
-    ),
     "linear over the plane": (lambda m, y: m.plane(y), "a linear map over another dimension"),
 }
 

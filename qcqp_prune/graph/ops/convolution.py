@@ -22,12 +22,12 @@ def convolution(walk: Walk, node: Node) -> Axes:
     transposed = "transpose" in op
     out_shape, weight_shape = walk.shape(node), walk.shape(weight)
     channel = len(out_shape) - (len(weight_shape) - 2) - 1
-    in_labels = _readable(walk, node, source, channel)
-    _keep_others(walk, source, channel, "a convolution slides along it")
+    in_labels = readable(walk, node, source, channel)
+    keep_others(walk, source, channel, "a convolution slides along it")
     kernel = math.prod(weight_shape[2:])
     if groups == 1:
         out_dim, in_dim = (1, 0) if transposed else (0, 1)
-        out_labels = _produced(walk, weight, out_dim, node)
+        out_labels = produced(walk, weight, out_dim)
         walk.table.merge(walk.axis(weight, in_dim), in_labels, UNFOLLOWED_WEIGHT)
     else:
         out_labels = _grouped(walk, node, weight, in_labels, groups)
@@ -36,7 +36,7 @@ def convolution(walk: Walk, node: Node) -> Axes:
     layer = FoundLayer(
         node,
         op,
-        _weight_name(walk, node, weight, in_labels, out_labels),
+        weight_name(walk, weight, in_labels, out_labels),
         in_labels,
         out_labels,
         groups,
@@ -55,12 +55,12 @@ def linear(walk: Walk, node: Node) -> Axes:
     """``x @ W.T + b`` over the last dimension."""
     source, weight = walk.arg(node, "input"), walk.arg(node, "weight")
     out_shape = walk.shape(node)
-    in_labels = _readable(walk, node, source, -1)
+    in_labels = readable(walk, node, source, -1)
     if len(walk.shape(weight)) != 2:
         walk.freeze_inputs(node, "read by a linear map with a weight that is not a matrix")
         return [None] * len(out_shape)
-    _keep_others(walk, source, -1, "a linear map over another dimension is applied at each of its positions")
-    out_labels = _produced(walk, weight, 0, node)
+    keep_others(walk, source, -1, "a linear map over another dimension is applied at each of its positions")
+    out_labels = produced(walk, weight, 0)
     walk.table.merge(walk.axis(weight, 1), in_labels, UNFOLLOWED_WEIGHT)
     positions = math.prod(out_shape) // out_shape[-1]
     part = walk.part_of_parameter(weight)
@@ -68,7 +68,7 @@ def linear(walk: Walk, node: Node) -> Axes:
         FoundLayer(
             node,
             "linear",
-            part[0] if part else _weight_name(walk, node, weight, in_labels, out_labels),
+            part[0] if part else weight_name(walk, weight, in_labels, out_labels),
             in_labels,
             out_labels,
             1,
@@ -98,7 +98,7 @@ def per_sample(walk: Walk, node: Node, total: int) -> int:
     return total
 
 
-def _readable(walk: Walk, node: Node, source: Node, dim: int) -> IntArray:
+def readable(walk: Walk, node: Node, source: Node, dim: int) -> IntArray:
     """Labels of the dimension that a layer reads; frozen new ones where it is not tracked."""
     labels = walk.axis(source, dim)
     if labels is None:
@@ -109,7 +109,7 @@ def _readable(walk: Walk, node: Node, source: Node, dim: int) -> IntArray:
     return labels
 
 
-def _keep_others(walk: Walk, source: Node, dim: int, reason: str) -> None:
+def keep_others(walk: Walk, source: Node, dim: int, reason: str) -> None:
     """Keep every dimension but one: the cost of a layer is a product of its two sides only."""
     axes = walk.axes(source)
     for d, labels in enumerate(axes):
@@ -117,7 +117,8 @@ def _keep_others(walk: Walk, source: Node, dim: int, reason: str) -> None:
             walk.table.freeze(labels, reason)
 
 
-def _produced(walk: Walk, weight: Node, dim: int, node: Node) -> IntArray:
+def produced(walk: Walk, weight: Node, dim: int) -> IntArray:
+    """Labels of the dimension of a weight that makes channels; frozen new ones where it is not tracked."""
     labels = walk.axis(weight, dim)
     if labels is None:
         labels = walk.table.fresh(walk.shape(weight)[dim])
@@ -141,7 +142,7 @@ def _grouped(walk: Walk, node: Node, weight: Node, in_labels: IntArray, groups: 
         out_labels = known[1] if known is not None else walk.table.fresh(groups * local)
         listed = out_labels
     else:
-        out_labels = _produced(walk, weight, 0, node)
+        out_labels = produced(walk, weight, 0)
         listed = in_labels
     if name is None or walk.axis(weight, 0) is None:
         walk.table.freeze(in_labels, "read by a grouped convolution whose weight is computed")
@@ -172,7 +173,8 @@ def _channels(in_labels: IntArray, out_labels: IntArray, groups: int) -> dict[st
     return values
 
 
-def _weight_name(walk: Walk, node: Node, weight: Node, in_labels: IntArray, out_labels: IntArray) -> str:
+def weight_name(walk: Walk, weight: Node, in_labels: IntArray, out_labels: IntArray) -> str:
+    """State-dict name of a layer's weight; empty, and the layer kept whole, where it is no parameter."""
     name = walk.parameter(weight)
     if name is None:
         for labels in (in_labels, out_labels):

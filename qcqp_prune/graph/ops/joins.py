@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes, Labels
-from qcqp_prune.graph.walk import Handler, Walk
+from qcqp_prune.graph.walk import Handler, Walk, op_name
 
 
 def pointwise(walk: Walk, node: Node) -> Axes:
@@ -70,6 +70,13 @@ def factory(walk: Walk, node: Node) -> Axes:
     return [None] * len(walk.shape(node))
 
 
+def is_zeros(node: Node) -> Node | None:
+    """The operator that made a tensor of zeros, seen through copies; None where it is anything else."""
+    while op_name(node).removeprefix("aten::") in _COPIES:
+        node = node.all_input_nodes[0]
+    return node if op_name(node) in ("aten::zeros", "aten::new_zeros", "aten::zeros_like") else None
+
+
 UNTAGGED = [
     "hardtanh",
     "relu6",
@@ -103,6 +110,18 @@ _FACTORIES = [
     "rand",
     "randn",
 ]
+
+_COPIES = {
+    "clone",
+    "contiguous",
+    "detach",
+    "alias",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "to",
+    "_to_copy",
+    "type_as",
+}
 
 _SAME = [
     "clone",

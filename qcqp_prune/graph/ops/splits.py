@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from qcqp_prune.graph.axes import Axes, Labels
+from qcqp_prune.graph.axes import Axes, Labels, Layered
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.walk import Handler, Walk
 
@@ -65,8 +65,12 @@ def pieces(walk: Walk, node: Node) -> list[Axes]:
 
 def unbind(walk: Walk, node: Node) -> list[Axes]:
     """One tensor for each position of a dimension, so all of its positions stay."""
-    axes = walk.axes(walk.tensor_inputs(node)[0])
-    dim = int(walk.arg(node, "dim", 0)) % len(axes)
+    source = walk.tensor_inputs(node)[0]
+    rank = len(walk.shape(source))
+    dim, parts = int(walk.arg(node, "dim", 0)) % rank, walk.parts(source)
+    if parts is not None and dim == 0:
+        return parts
+    axes = walk.axes(source)
     walk.table.freeze(axes[dim], "unbound position by position")
     return [axes[:dim] + axes[dim + 1 :] for _ in node.meta["val"]]
 
@@ -74,14 +78,14 @@ def unbind(walk: Walk, node: Node) -> list[Axes]:
 def slicing(walk: Walk, node: Node) -> Axes:
     """``x[..., start:end:step]``."""
     source = walk.tensor_inputs(node)[0]
-    axes = walk.axes(source)
-    dim = int(walk.arg(node, "dim", 0)) % len(axes)
-    size = walk.shape(source)[dim]
-    if walk.shape(node)[dim] == size:
-        return list(axes)
-    if axes[dim] is None:
-        return list(axes)
+    dim = int(walk.arg(node, "dim", 0)) % len(walk.shape(source))
+    size, parts = walk.shape(source)[dim], walk.parts(source)
     start, end, step = walk.arg(node, "start"), walk.arg(node, "end"), int(walk.arg(node, "step", 1))
+    if parts is not None and dim == 0:
+        return Layered.of(parts[slice(start, end, step)])
+    axes = walk.axes(source)
+    if walk.shape(node)[dim] == size or axes[dim] is None:
+        return list(axes)
     if step != 1:
         walk.table.freeze(axes[dim], "sliced with a step")
     return _with(axes, dim, _part(walk, axes[dim], np.arange(size)[slice(start, end, step)]))
@@ -100,8 +104,11 @@ def narrow(walk: Walk, node: Node) -> Axes:
 
 def select(walk: Walk, node: Node) -> Axes:
     """One position of a dimension, by its number: the dimension stays whole so that the number keeps its meaning."""
-    axes = walk.axes(walk.tensor_inputs(node)[0])
-    dim = int(walk.arg(node, "dim")) % len(axes)
+    source = walk.tensor_inputs(node)[0]
+    dim, parts = int(walk.arg(node, "dim")) % len(walk.shape(source)), walk.parts(source)
+    if parts is not None and dim == 0:
+        return parts[int(walk.arg(node, "index"))]
+    axes = walk.axes(source)
     walk.table.freeze(axes[dim], "indexed by position")
     return axes[:dim] + axes[dim + 1 :]
 
