@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -252,7 +251,8 @@ def pixel_unshuffle(rng: random.Random, c: int, s: int) -> Block:
 def transposed(rng: random.Random, c: int, s: int) -> Block:
     g = rng.choice(divisors(c))
     out = g * rng.randint(1, 3)
-    up = nn.ConvTranspose2d(c, out, 2, stride=2, groups=g, bias=rng.random() < 0.5)
+    kernel = rng.choice([{"kernel_size": 2}, {"kernel_size": 3, "padding": 1, "output_padding": 1}])
+    up = nn.ConvTranspose2d(c, out, **kernel, stride=2, groups=g, bias=rng.random() < 0.5)
     return nn.Sequential(up, norm(rng, out, 2 * s), nn.MaxPool2d(2), act(rng, out)), out, s
 
 
@@ -351,6 +351,25 @@ def resample(rng: random.Random, c: int, s: int) -> Block:
     return nn.Sequential(nn.Upsample(scale_factor=2, mode=mode), nn.MaxPool2d(3, 2, 1)), c, s
 
 
+class NonLocal(nn.Module):
+    """Attention over the positions of the plane, with one head."""
+
+    def __init__(self, c: int, inner: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(c, inner, 1) for _ in range(3))
+        self.out = nn.Conv2d(inner, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
+        scores = torch.softmax(q.transpose(1, 2) @ k, -1)
+        return x + self.out((v @ scores.transpose(1, 2)).view(n, -1, h, w))
+
+
+def non_local(rng: random.Random, c: int, s: int) -> Block:
+    return NonLocal(c, rng.randint(2, 4)), c, s
+
+
 class ViewTwice(nn.Module):
     """The planes as one dimension, a 1d convolution, and back."""
 
@@ -395,47 +414,8 @@ BLOCKS: dict[str, Builder] = {
         tied,
         resample,
         one_d,
+        non_local,
     )
 }
 
-WEIGHTLESS_MIXERS = (nn.LayerNorm, nn.GroupNorm, SpatialAttention)
-
-
-class Head(nn.Module):
-    def __init__(self, kind: str, c: int, s: int) -> None:
-        super().__init__()
-        self.kind = kind
-        self.linear = nn.Linear(c * s * s if "flatten" in kind else c, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "mean":
-            x = x.mean((2, 3))
-        elif self.kind == "pool":
-            x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)
-        elif self.kind == "flatten":
-            x = x.flatten(1)
-        elif self.kind == "last_flatten":
-            x = x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
-        return self.linear(x)
-
-
-HEADS = ("mean", "pool", "flatten", "last_flatten")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Names of the blocks, the head, and the seed of everything else."""
-
-    blocks: tuple[str, ...]
-    head: str
-    seed: int
-    side: int = 6
-
-    def build(self) -> nn.Sequential:
-        rng = random.Random(self.seed)
-        c, s = 3, self.side
-        modules: list[nn.Module] = []
-        for name in ("plain", *self.blocks):
-            module, c, s = BLOCKS[name](rng, c, s)
-            modules.append(module)
-        return nn.Sequential(*modules, Head(self.head, c, s))
+WEIGHTLESS_MIXERS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, SpatialAttention)

@@ -52,7 +52,7 @@ def verified(
     graph = qp.trace(liven(model), x, **(options or {}))
     assert {g.id: g.width for g in graph.groups if g.frozen_reason is None} == dict(free)
     reasons = {g.id: g.frozen_reason for g in graph.groups if g.frozen_reason is not None}
-    assert reasons.keys() == kept.keys()
+    assert reasons.keys() == kept.keys(), reasons
     assert all(kept[name] in reason for name, reason in reasons.items()), reasons
     assert uses(graph)["macs"] == macs
     for seed, realisation in enumerate(("auto", "auto", "graph")):

@@ -190,10 +190,19 @@ def difference(a: list[Tensor], b: list[Tensor]) -> float:
     return worst
 
 
+def anew(inputs: Any, seed: int) -> tuple[Tensor, ...]:
+    """Other inputs like the given ones: normal, or integers in the same range."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(
+        torch.randn(x.shape, generator=generator)
+        if x.is_floating_point()
+        else torch.randint(0, int(x.max()) + 1, x.shape, generator=generator)
+        for x in (inputs if isinstance(inputs, tuple) else (inputs,))
+    )
+
+
 def depends_on_input(model: nn.Module, inputs: Any) -> bool:
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    other = tuple(torch.randn(x.shape, generator=torch.Generator().manual_seed(8)) for x in args)
-    return difference(run(model, other), run(model, inputs)) > 1e-3
+    return difference(run(model, anew(inputs, 8)), run(model, inputs)) > 1e-3
 
 
 def hooked_macs(model: nn.Module, inputs: Any) -> int:
@@ -293,8 +302,7 @@ def prune_and_check(
     if verification.realisation == "modules":
         assert counted["params"] == sum(p.numel() for p in small.parameters())
 
-    args = inputs if isinstance(inputs, tuple) else (inputs,)
-    fresh = tuple(torch.randn(x.shape, generator=torch.Generator().manual_seed(7)) for x in args)
+    fresh = anew(inputs, 7)
     got = run(small, fresh)
     want = pytree.tree_leaves(masked(model, graph, masks)(*doubled(fresh)))
     assert difference(got, want) < 1e-7

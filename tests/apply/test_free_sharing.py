@@ -20,8 +20,9 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.models import resnet20
 from tests import residuals
 from tests.apply.test_properties import RECIPES, RELAXED
-from tests.blocks import WEIGHTLESS_MIXERS, Recipe
+from tests.blocks import WEIGHTLESS_MIXERS
 from tests.networks import all_kept, depends_on_input, keep, liven, prune_and_check, random_masks, run
+from tests.recipes import Recipe
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 LEAKY = (nn.Sigmoid, nn.Softplus)

@@ -1,0 +1,112 @@
+"""Random networks of all families, up to twelve blocks deep: identities 2 and 3 under random masks.
+
+    python -m benchmarks.random_graphs [--examples 10000] [--seed 0] [--minutes 60] [--again]
+
+Hypothesis draws networks, options and masks as the tests do (``tests.recipes``, ``tests.checks``), in batches of 100,
+each with a seed of its own. After each batch everything so far is written to benchmarks/results/random_graphs.json; a
+run goes on from there, and stops after the minutes given. A violation is recorded with what reproduces it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis.errors import UnsatisfiedAssumption
+
+from benchmarks.recording import RESULTS, record
+from tests.checks import MASKS, Example, check, examples
+from tests.recipes import recipes
+
+BATCH = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", message="LSTM with projections")
+    rows = [] if options.again else _recorded(options.seed)
+    ends = time.monotonic() + 60 * options.minutes
+    while sum(row["examples"] for row in rows) < options.examples and time.monotonic() < ends:
+        rows.append(batch(options.seed, len(rows)))
+        record("random_graphs", rows, packages=("hypothesis",))
+        done, found = (
+            sum(x) for x in zip(*((r["examples"], len(r["violations"])) for r in rows), strict=True)
+        )
+        print(f"{done} examples, {found} violations", flush=True)
+
+
+def batch(seed: int, number: int) -> dict[str, Any]:
+    """One batch: how many examples, how often each family and option occurred, and what was violated."""
+    counted: Counter[str] = Counter()
+    violations: list[dict[str, str]] = []
+    started = time.perf_counter()
+
+    @seeded(1_000_003 * seed + number)
+    @settings(
+        max_examples=BATCH,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(example=examples(recipes()))
+    def draw(example: Example) -> None:
+        try:
+            checked = check(example)
+        except UnsatisfiedAssumption:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a violation
+            violations.append(
+                {"example": repr(example), "error": f"{type(error).__name__}: {str(error)[:300]}"}
+            )
+            checked = []
+        counted.update(["examples", *set(example.recipe.blocks), f"start: {example.recipe.start}"])
+        counted.update([f"depth: {len(example.recipe.blocks)}", f"sharing: {example.sharing}"])
+        counted.update({f"realised as {one.realisation}": 1 for one in checked})
+
+    draw()
+    total = counted.pop("examples", 0)
+    return {
+        "seed": seed,
+        "batch": number,
+        "commit": _commit(),
+        "examples": total,
+        "masks": MASKS * total,
+        "seconds": round(time.perf_counter() - started, 1),
+        "occurrences": dict(sorted(counted.items())),
+        "violations": violations,
+    }
+
+
+def _recorded(seed: int) -> list[dict[str, Any]]:
+    path = RESULTS / "random_graphs.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return [row for row in rows if row["seed"] == seed]
+
+
+def _commit() -> str:
+    """The commit that was checked out; marked where the working tree differed from it."""
+    out = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], check=True, capture_output=True, text=True
+    )
+    return out.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
