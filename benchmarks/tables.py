@@ -41,6 +41,7 @@ def page() -> str:
         _section("Growth", "growth", _growth),
         _section("Tracing and building", "footprint", _footprint),
         _section("Tracing and pruning against Torch-Pruning", "rival_tracing", rival_tracing_table.table),
+        _section("Random networks", "random_graphs", _random_graphs),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -56,6 +57,34 @@ def _section(title: str, name: str, table: Any) -> str:
         f"torch {data['packages']['torch']}."
     )
     return f"## {title}\n\n{measured}\n\n{table(data['rows'])}"
+
+
+def _random_graphs(rows: list[dict[str, Any]]) -> str:
+    total, masks, found = (sum(row[key] for row in rows) for key in ("examples", "masks", "seconds"))
+    violations = [v for row in rows for v in row["violations"]]
+    times: dict[str, int] = {}
+    for row in rows:
+        for name, count in row["occurrences"].items():
+            times[name] = times.get(name, 0) + count
+    families = {name: count for name, count in times.items() if ":" not in name and " " not in name}
+    options = {name: count for name, count in times.items() if name not in families}
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    lines = [
+        "Networks of one to twelve blocks drawn from all families, each cut by random masks in float64: predicted "
+        "counts equal measured ones, and the smaller network computes what the masked one does (and, where no operator "
+        "mixes channels without weights, what the network with zeroed weights does).",
+        "",
+        f"{total:,} networks, {masks:,} selections, **{len(violations)} violations**; seed {rows[0]['seed']}, commit "
+        f"{commits}, {found / 3600:.1f} hours of one process.",
+        "",
+        "| family | networks | family | networks | family | networks |",
+        "|---|---|---|---|---|---|",
+    ]
+    cells = [f"{name} | {count:,}" for name, count in sorted(families.items())]
+    cells += [" | "] * (-len(cells) % 3)
+    lines += [f"| {' | '.join(cells[k : k + 3])} |" for k in range(0, len(cells), 3)]
+    lines += ["", "; ".join(f"{name}: {count:,}" for name, count in sorted(options.items())) + "."]
+    return "\n".join(lines)
 
 
 def _pretrained(rows: list[dict[str, Any]]) -> str:

@@ -31,12 +31,14 @@ RELAXED: dict[str, Any] = {
 }
 
 
+@pytest.mark.timeout(1200)
 @settings(max_examples=250, derandomize=True, **RELAXED)
 @given(example=examples(recipes(depth=2)))
 def test_random_networks(example: Example) -> None:
     check(example)
 
 
+@pytest.mark.timeout(600)
 @settings(max_examples=30, derandomize=True, **RELAXED)
 @given(example=examples(recipes()))
 def test_deep_random_networks(example: Example) -> None:
