@@ -139,6 +139,11 @@ class _Check:
             for levels in (t[side] for t in row["tables"] for side in ("first_levels", "second_levels")):
                 _need(levels == sorted(set(levels)), "the levels of a table do not ascend")
         _need(arrays["linear"].shape == (self.size,), "the linear terms have a wrong length")
+        self.needs = [(g, h) for g, h in self.program.get("needs", [])]
+        _need(
+            all(k in range(len(self.groups)) for pair in self.needs for k in pair),
+            "a group that is needed is none",
+        )
         self.definite: set[str] = set()
 
     def selection(self) -> float:
@@ -162,6 +167,9 @@ class _Check:
                 )
                 use += t["values"][i][j]
             _need(use <= row["limit"], f"the mask uses {use} of {row['name']}, at most {row['limit']}")
+        _need(
+            all(n[h] or not n[g] for g, h in self.needs), "the mask keeps a group without one that it needs"
+        )
         kept = np.zeros(self.size, bool)
         kept[wholes[one[parts]]] = True
         _need((kept == one)[wholes].all(), "the mask breaks a link between units")
@@ -212,7 +220,10 @@ class _Check:
             parts.append(_gamma(len(self.rows) + 4) * p * sum(map(abs, uses)))
             terms += [(-p * a, first, second) for a, first, second in row["products"]]
         tables = [(p, t) for p, row in zip(prices.tolist(), self.rows, strict=True) for t in row["tables"]]
-        parts += _Counts(self, allowed).best(alpha, slopes, terms, tables)
+        best = _Counts(self, allowed).best(alpha, slopes, terms, tables)
+        if -math.inf in best and math.isfinite(math.fsum(map(abs, parts)) + best[-1]):
+            return -math.inf  # nothing overflowed: no counts of this case suit each other
+        parts += best
         total = math.fsum([*parts, _gamma(8) * math.fsum(map(abs, parts))])
         _need(math.isfinite(total), "the multipliers prove no finite bound")
         return total
@@ -373,6 +384,13 @@ class _Counts:
             )
             factors.append((scope := tuple(dict.fromkeys(pair)), partial(_entry, looked, scope)))
             size += float(np.abs(looked).max())
+        # A count above zero without the one that it needs is worth minus infinity.
+        for g, needed in self.check.needs:
+            a, b = self.check.class_of[g], self.check.class_of[needed]
+            if a != b:
+                barred = np.where(np.logical_and.outer(self.values[a] > 0, self.values[b] == 0), -np.inf, 0.0)
+                both: tuple[int, ...] = (a, b)
+                factors.append((both, partial(_entry, barred, both)))
         error = _gamma(4 * (len(factors) + len(terms)) + self.check.size) * size
         for v in self.order:
             factors = self.without(v, factors)

@@ -19,6 +19,7 @@ from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
+from qcqp_prune.graph.removable import Blocks
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
 from qcqp_prune.graph.units import Units
 from qcqp_prune.importance import Magnitude
@@ -108,6 +109,7 @@ def prune(
     units: Units | None = None,
     columns: Columns = False,
     sharing: Sharing = "strict",
+    blocks: Blocks = False,
     resources: Sequence[Resource] = (),
     realisation: Realisation = "auto",
     time_limit: float | None = None,
@@ -130,6 +132,7 @@ def prune(
         units: as for ``trace``.
         columns: as for ``trace``.
         sharing: as for ``trace``.
+        blocks: as for ``trace``.
         resources: further resources to budget and to measure.
         realisation: as for ``shrink_and_verify``.
         time_limit: as for ``solve``.
@@ -163,6 +166,7 @@ def prune(
             units=units,
             columns=columns,
             sharing=sharing,
+            blocks=blocks,
         )
     watch.traced(graph)
     with clock("score"):

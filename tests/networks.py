@@ -16,7 +16,7 @@ from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.program.problem import allowed_counts
+from qcqp_prune.program.problem import allowed_counts, tie_classes
 from qcqp_prune.resources import Macs, Memory, Params
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -63,6 +63,7 @@ def _drawn(
 ) -> BoolArray:
     flat = np.ones(graph.unit_count, np.bool_)
     drawn: dict[str, int] = {}
+    allowed = _with_blocks_drawn(graph, allowed, rng)
     for g, group in enumerate(graph.groups):
         count = int(rng.choice(allowed[g]))
         if share is not None:
@@ -76,6 +77,22 @@ def _drawn(
     if any(layer.columns is not None for layer in graph.layers):
         _suit_parts(graph, flat, stays, rng)
     return graph.links.closed(flat) | (flat & stays)
+
+
+def _with_blocks_drawn(
+    graph: ChannelGraph, allowed: list[list[int]], rng: np.random.Generator
+) -> list[list[int]]:
+    """Counts that are left where each block is kept or removed by a coin, within what is around it."""
+    left = [list(counts) for counts in allowed]
+    for block in graph.blocks:
+        left[graph.group_of_unit[block.unit]] = [int(rng.random() < 0.5)]
+    for block in reversed(graph.blocks):
+        around = block.outer
+        while around is not None:
+            if left[graph.group_of_unit[graph.blocks[around].unit]] == [0]:
+                left[graph.group_of_unit[block.unit]] = [0]
+            around = graph.blocks[around].outer
+    return graph.needs.settled(left, tie_classes([g.tie or f"group {k}" for k, g in enumerate(graph.groups)]))
 
 
 def _suit_parts(graph: ChannelGraph, flat: BoolArray, stays: BoolArray, rng: np.random.Generator) -> None:

@@ -53,6 +53,8 @@ class Brute:
         for g, group in enumerate(self.groups):
             first = ties.setdefault(group["tie"], g)
             allowed &= np.isin(counts[:, g], group["counts"]) & (counts[:, g] == counts[:, first])
+        for g, needed in data["program"].get("needs", []):
+            allowed &= (counts[:, g] == 0) | (counts[:, needed] > 0)
         self.points, self.counts = points[allowed].astype(float), counts[allowed]
 
     def worth(self, x: np.ndarray) -> np.ndarray:
@@ -237,6 +239,25 @@ def share_of_zero(rng: np.random.Generator, data: dict[str, Any], arrays: Arrays
     data["hints"]["counts"].insert(0, total)
     data["claim"]["bound"] *= 0.5
     return True
+
+
+def forget_a_need(rng: np.random.Generator, data: dict[str, Any], arrays: Arrays) -> bool:
+    """Without it more selections are allowed, and the bound of the rest need not hold for them."""
+    needs = data["program"].get("needs", [])
+    if needs:
+        needs.pop(int(rng.integers(len(needs))))
+    return bool(needs)
+
+
+def need_more(rng: np.random.Generator, data: dict[str, Any], arrays: Arrays) -> bool:
+    """A need that the mask breaks."""
+    mask, groups = arrays["mask"], data["program"]["groups"]
+    starts = np.cumsum([0, *(g["width"] for g in groups)])
+    counts = [int(mask[a:b].sum()) for a, b in itertools.pairwise(starts.tolist())]
+    empty, kept = [[g for g, n in enumerate(counts) if (n > 0) == side] for side in (False, True)]
+    if empty and kept:
+        data["program"].setdefault("needs", []).append([kept[0], empty[0]])
+    return bool(empty and kept)
 
 
 KINDS: dict[str, Tamper] = {

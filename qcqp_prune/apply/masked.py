@@ -24,6 +24,7 @@ from qcqp_prune.apply.masked_products import PRODUCTS
 from qcqp_prune.apply.masked_recurrent import RECURRENT
 from qcqp_prune.apply.masked_sums import SUMS, marked, with_kept
 from qcqp_prune.apply.masked_windows import WINDOWS
+from qcqp_prune.apply.removed import without_blocks
 from qcqp_prune.apply.widened import Widened
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
@@ -57,7 +58,7 @@ class MaskedNetwork:
     """Interprets the exported graph of a model with mask-aware operators; see ``masked``."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
-        self._model = model
+        self._model, self._graph, self._flat = model, graph, flat
         self._canonical = canonical_names(model)
         self._masks = {spec.name: tensor_mask(graph, spec, flat) for spec in graph.tensors}
         # A filter without a column is still a channel: it gives its bias. So columns are zeroed, not masked.
@@ -73,9 +74,13 @@ class MaskedNetwork:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, with everything that is removed held at zero."""
-        module = exported_module(export(self._model, self._in_own_dtype((args, kwargs))))
+        module = self.without_blocks(exported_module(export(self._model, self._in_own_dtype((args, kwargs)))))
         leaves = self.run(module, (args, kwargs))
         return pytree.tree_unflatten(leaves, module.graph._codegen.pytree_info.out_spec)  # type: ignore[attr-defined]
+
+    def without_blocks(self, module: GraphModule) -> GraphModule:
+        """An exported module of this model without the branches that are removed as a whole, in place."""
+        return without_blocks(module, self._graph, self._flat)
 
     def _in_own_dtype(self, call: Any) -> Any:
         """Floating inputs in the dtype of the weights, for the export."""
@@ -94,7 +99,7 @@ class MaskedNetwork:
         """Interpret an exported module of this model.
 
         Args:
-            module: from ``exported_module``.
+            module: from ``exported_module`` and ``without_blocks``.
             call: ``(args, kwargs)``.
             hook: called with each node and its ``Value`` (or sequence of them).
             dtype: of floating weights; the dtype of the floating inputs when None. In double precision nothing is

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qcqp_prune.apply.plan_data import FORMAT, PLAN, WEIGHTS, Plan, StoredTensor, read_plan
 from qcqp_prune.apply.probe import take_probes
+from qcqp_prune.apply.removed import removed_tensors
 from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritten
 from qcqp_prune.apply.surgery import check_masks, copied, cut, kept_part
 from qcqp_prune.errors import PlanError, QcqpPruneError
@@ -173,10 +174,16 @@ def _require_cut(
     graph: ChannelGraph, flat: BoolArray, tensors: Mapping[str, Tensor], realisation: str
 ) -> None:
     """Refuse to save a network under masks that it was not cut with."""
+    gone = removed_tensors(graph, flat)
     for spec in graph.tensors:
         tensor = tensors.get(spec.name)
+        if spec.name in gone and tensor is not None:
+            raise PlanError(
+                f"{spec.name} belongs to a residual branch that the masks remove: save the network together with the "
+                "masks that it was cut with"
+            )
         if tensor is None:
-            if realisation == "modules":
+            if realisation == "modules" and spec.name not in gone:
                 raise PlanError(
                     f"the network has no tensor {spec.name}: save the network that shrink() returned"
                 )

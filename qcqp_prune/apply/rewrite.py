@@ -73,9 +73,9 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     """
     module, call = _exported(model, graph)
     kept: dict[Node, Any] = {}
-    MaskedNetwork(model, graph, flat).run(
-        module, call, hook=lambda node, value: kept.setdefault(node, _kept(value))
-    )
+    network = MaskedNetwork(model, graph, flat)
+    network.without_blocks(module)
+    network.run(module, call, hook=lambda node, value: kept.setdefault(node, _kept(value)))
     # A column module that was traced itself is in the graph with all its parts: none of them is the whole of it.
     traced = {path for path, m in model.named_modules() if isinstance(m, ShapeConv2d)}
     modules = {path: m for path, m in small.named_modules() if path not in traced}

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from qcqp_prune.apply.removed import need_rewriting
 from qcqp_prune.apply.rewrite import rewritten
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.apply.slim_attention import SlimAttention
@@ -70,13 +71,12 @@ def shrink_and_verify(
     small = copied(model)
     cut(small, graph, flat)
     oracle = Oracle(model, graph, flat)
-    failure = ""
-    if oracle.uneven_sums and realisation != "graph":
-        failure = f"{oracle.uneven_sums} additions join layers that keep different channels"
+    failure, beyond = "", _beyond_modules(graph, flat, oracle)
+    if beyond and realisation != "graph":
+        failure, remedy = beyond
         if realisation == "modules":
             raise VerificationError(
-                f'{failure}, which the forward of {graph.model} cannot do: use realisation="graph", or trace with '
-                'sharing="strict"'
+                f'{failure}, which the forward of {graph.model} cannot do: use realisation="graph", or trace {remedy}'
             )
         logger.info("%s: %s; rewriting its graph", graph.model, failure)
     elif realisation != "graph":
@@ -95,9 +95,20 @@ def shrink_and_verify(
         )
     module = rewritten(model, small, graph, flat)
     why = f"the model's own forward does not fit the smaller shapes ({failure})" if failure else "asked for"
-    if oracle.uneven_sums and failure:
+    if beyond and failure:
         why = failure
     return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=why)
+
+
+def _beyond_modules(graph: ChannelGraph, flat: BoolArray, oracle: Oracle) -> tuple[str, str] | None:
+    """What the masks ask of a network that no forward of modules does, and how to trace without it."""
+    if oracle.uneven_sums:
+        what = f"{oracle.uneven_sums} additions join layers that keep different channels"
+        return what, 'with sharing="strict"'
+    without = need_rewriting(graph, flat)
+    if without:
+        return f"{len(without)} residual branches are removed ({', '.join(without)})", "without blocks"
+    return None
 
 
 def _verified(

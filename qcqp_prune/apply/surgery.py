@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qcqp_prune.apply.removed import drop_blocks, removed_tensors
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
 from qcqp_prune.apply.uneven_rnn import put_uneven
 from qcqp_prune.apply.slim_attention import slim_attentions
@@ -24,7 +25,8 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
 
     Raises:
         MaskMismatchError: a frozen unit is removed, tied groups keep different counts, a layer loses all its
-            inputs, outputs or kernel columns, or a unit is kept without its whole or a whole without any part.
+            inputs, outputs or kernel columns, a part of a residual branch goes alone, or a unit is kept without its
+            whole or a whole without any part.
     """
     counts = np.bincount(graph.group_of_unit[flat], minlength=len(graph.groups))
     ties: dict[str, int] = {}
@@ -38,7 +40,12 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
                 f"the masks keep {count} units of {group.id} and {ties[group.tie]} of {group.tie}, which must be "
                 "equal: take masks from solve()"
             )
-    for layer in graph.layers:
+    if not graph.needs.hold(counts):
+        raise MaskMismatchError(
+            "the masks empty a part of a residual branch and keep the rest: take masks from solve()"
+        )
+    gone = {k for b in graph.removed_blocks(flat) for k in graph.blocks[b].layers}
+    for layer in (layer for k, layer in enumerate(graph.layers) if k not in gone):
         for side, axis in (
             ("inputs", layer.in_axis),
             ("outputs", layer.out_axis),
@@ -73,23 +80,26 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
-    pieces = {}
+    pieces, gone = {}, removed_tensors(graph, flat)
     for spec in graph.tensors:
         tensor = tensors.get(spec.name)
         if tensor is None or tuple(tensor.shape) != spec.shape:
             found = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}, not {spec.shape}"
             raise MaskMismatchError(f"{spec.name} {found}: shrink the model that was traced, and only once")
-        pieces[spec.name] = kept_part(graph, spec, tensor.detach(), flat)
-    for spec in graph.tensors:
+        if spec.name not in gone:
+            pieces[spec.name] = kept_part(graph, spec, tensor.detach(), flat)
+    left = [spec for spec in graph.tensors if spec.name not in gone]
+    for spec in left:
         _replace(model, spec, tensors[spec.name], pieces[spec.name])
     slim_attentions(model, graph, flat)  # it reads the dense sizes of heads
     for attribute in graph.attributes:
         _set_attribute(model, attribute, flat)
-    for spec in graph.tensors:
+    for spec in left:
         kernel = sparse_kernel(graph, spec, flat)
         if kernel is not None:
             _put_shape_conv(model, spec, kernel)
     put_uneven(model)
+    drop_blocks(model, graph, flat)
 
 
 def sparse_kernel(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray | None:

@@ -30,7 +30,7 @@ class Oracle:
         device = next(iter(model.parameters()), torch.zeros(0)).device
         self.call = make_inputs(graph, seed=seed, device=device)
         self.network = MaskedNetwork(model, graph, flat)
-        self._module = exported_module(export(model, self.call))
+        self._module = self.network.without_blocks(exported_module(export(model, self.call)))
         try:
             self.dtype: torch.dtype | None = torch.float64
             self.outputs = self._run(self.call)

@@ -86,6 +86,10 @@ def trace(
         Literal["strict", "free"],
         typer.Option(help="Tensors that are added keep the same channels, or their own."),
     ] = "strict",
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="Residual branch, name or glob, that may go as a whole; '*' for all. May repeat."),
+    ] = None,
 ) -> None:
     """Find what can be removed from a network, score it, and write both to files that need no torch."""
     from qcqp_prune.cli.loading import build_model, example_input, make_importance
@@ -111,6 +115,7 @@ def trace(
         units=parse_units(units or []),
         columns=(True if "*" in columns else columns) if columns else False,
         sharing=sharing,
+        blocks=(True if "*" in blocks else blocks) if blocks else False,
     )
     objective = make_importance(*scored)(network, graph)
     show_ranges(graph)

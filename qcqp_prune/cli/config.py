@@ -54,6 +54,7 @@ class TraceSection:
     units: tuple[str, ...] | Mapping[str, Sequence[str]] | None = None
     columns: bool | tuple[str, ...] = False
     sharing: Literal["strict", "free"] = "strict"
+    blocks: bool | tuple[str, ...] = False
 
 
 @dataclass(frozen=True)

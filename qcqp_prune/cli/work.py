@@ -85,6 +85,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             units=config.trace.units,
             columns=config.trace.columns,
             sharing=config.trace.sharing,
+            blocks=config.trace.blocks,
             realisation=config.shrink.realisation,
             options=options,
             recovery=recovery,
@@ -127,6 +128,7 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
         units=config.trace.units,
         columns=config.trace.columns,
         sharing=config.trace.sharing,
+        blocks=config.trace.blocks,
     )
     resources = config.resources.made(config.folder)
     PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets, resources=resources)

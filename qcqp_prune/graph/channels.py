@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from qcqp_prune.errors import PlanError
 from qcqp_prune.graph.links import CountLink, Links
+from qcqp_prune.graph.needs import Block, Needs
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -43,6 +44,7 @@ class Group:
         min_keep: least number of units kept.
         frozen_reason: why no unit may go, or None where units may.
         tie: groups with the same tie keep equally many units (segments of a grouped convolution or group norm).
+        optional: whether it may also be empty, whatever its floors say: it lies in a block that can be removed.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Group:
     min_keep: int = 1
     frozen_reason: str | None = None
     tie: str | None = None
+    optional: bool = False
 
     @property
     def stays(self) -> bool:
@@ -63,7 +66,8 @@ class Group:
             return [self.width]
         first = max(math.ceil(self.min_keep / self.multiple_of), 0) * self.multiple_of
         allowed = list(range(first, self.width + 1, self.multiple_of))
-        return allowed if allowed and allowed[-1] == self.width else [*allowed, self.width]
+        allowed = allowed if allowed and allowed[-1] == self.width else [*allowed, self.width]
+        return [0, *allowed] if self.optional and allowed[0] > 0 else allowed
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,7 @@ class ChannelGraph:
             sums are shared freely.
         links: units that are kept exactly when a part of theirs is, over the flat unit index.
         kept_sums: results of additions with positions that no selection removes.
+        blocks: residual branches that may be removed as a whole.
     """
 
     model: str
@@ -250,6 +255,7 @@ class ChannelGraph:
     activations: tuple[Activation, ...] = field(default=())
     links: Links = field(default_factory=Links.none)
     kept_sums: tuple[KeptSum, ...] = field(default=())
+    blocks: tuple[Block, ...] = field(default=())
 
     @cached_property
     def offsets(self) -> IntArray:
@@ -282,6 +288,40 @@ class ChannelGraph:
     def count_links(self) -> tuple[CountLink, ...]:
         """What the links say about the counts of groups."""
         return self.links.between(self.group_of_unit, len(self.groups))
+
+    @cached_property
+    def needs(self) -> Needs:
+        """Which groups are kept only where others are: those of blocks."""
+        own = [int(self.group_of_unit[block.unit]) for block in self.blocks]
+        pairs = []
+        for z, block in zip(own, self.blocks, strict=True):
+            pairs += [(g, z) for g in block.groups]
+            # A group without a floor may also go alone.
+            pairs += [(z, g) for g in block.groups if replace(self.groups[g], optional=False).counts()[0] > 0]
+            pairs += [] if block.outer is None else [(z, own[block.outer])]
+        return Needs(tuple(pairs))
+
+    @cached_property
+    def block_of_layer(self) -> dict[int, int]:
+        """Index of the innermost block around each layer that lies in one, by the layer's index."""
+        return {k: b for b, block in enumerate(self.blocks) for k in block.layers}
+
+    @cached_property
+    def block_of_tensor(self) -> dict[str, int]:
+        """The same for parameters and buffers, by name."""
+        return {name: b for b, block in enumerate(self.blocks) for name in block.tensors}
+
+    def emptied_with(self, block: int) -> frozenset[int]:
+        """Groups of a block and of all blocks within it."""
+        found = set(self.blocks[block].groups)
+        for b, other in enumerate(self.blocks):
+            if other.outer == block:
+                found |= self.emptied_with(b)
+        return frozenset(found)
+
+    def removed_blocks(self, flat: BoolArray) -> tuple[int, ...]:
+        """Indices of the blocks that a mask ``(unit_count,)`` removes."""
+        return tuple(b for b, block in enumerate(self.blocks) if not flat[block.unit])
 
     def units(self, group: int) -> slice:
         """The flat range of a group's units."""
@@ -341,6 +381,8 @@ class ChannelGraph:
         digest.update(json.dumps(list(parts), sort_keys=True).encode())
         if self.kept_sums:
             digest.update(json.dumps([asdict(k) for k in self.kept_sums]).encode())
+        if self.blocks:
+            digest.update(json.dumps([asdict(b) for b in self.blocks]).encode())
         for ends in (self.links.wholes, self.links.parts):
             digest.update(ends.astype("<i8").tobytes())
         # Axes of activations come last and say nothing new about who owns what.
@@ -368,6 +410,7 @@ class ChannelGraph:
             "activations": [asdict(a) for a in self.activations],
             "links": self.links.to_json(),
             "kept_sums": [asdict(k) for k in self.kept_sums],
+            "blocks": [asdict(b) for b in self.blocks],
         }
 
     @classmethod
@@ -399,6 +442,7 @@ class ChannelGraph:
                 ),
                 links=Links.from_json(data["links"]),
                 kept_sums=tuple(_kept_sum(k) for k in data.get("kept_sums", ())),
+                blocks=tuple(Block.from_json(b) for b in data.get("blocks", ())),
             )
             expected = data["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:

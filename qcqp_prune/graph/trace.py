@@ -32,6 +32,7 @@ from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
+from qcqp_prune.graph.removable import Blocks, Traced, read_blocks, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
 from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked
 from qcqp_prune.graph.unknown import kept_whole
@@ -55,6 +56,7 @@ def trace(
     units: Units | None = None,
     columns: Columns = False,
     sharing: Sharing = "strict",
+    blocks: Blocks = False,
     handlers: Mapping[str, Handler] | None = None,
 ) -> ChannelGraph:
     """Find which channels of a network live and die together, and what each costs.
@@ -76,6 +78,9 @@ def trace(
             A filter is then kept exactly when at least one of its columns is. Notes say which layers have none.
         sharing: ``strict`` ties the channels of tensors that are added; ``free`` gives each sum channels of its own,
             which are there as soon as one operand writes them. The smaller network then scatters where operands differ.
+        blocks: residual branches that may be removed as a whole, so that ``x + f(x)`` becomes ``x``: True for all that
+            can be, or names or globs. Whatever ``min_keep`` says, all of a branch's channels then may go together.
+            Notes say which branches cannot. Not together with ``columns`` or with free sharing.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
 
     Raises:
@@ -84,6 +89,10 @@ def trace(
         InvalidOptionError: an option has a value outside its domain.
     """
     limits, split, choice = Limits(round_to, min_keep), read_globs(columns), UnitChoice.read(units)
+    branches = read_blocks(blocks)
+    if branches and (split or sharing == "free"):
+        other = "columns" if split else 'sharing="free"'
+        raise InvalidOptionError(f"blocks and {other} at once: choose one of the two")
     if sharing not in get_args(Sharing):
         raise InvalidOptionError(f"sharing={sharing!r}: choose from {', '.join(get_args(Sharing))}")
     call = as_call(example_inputs)
@@ -108,7 +117,10 @@ def trace(
     activations = () if len(graph.links) else find_activations(program, walk, axes.tracked)
     graph = replace(graph, axes=tuple(axes.units), activations=activations)
     wanted = {k: layers[k].name in ignored for k in _asked(walk, layers, split)}
-    return with_columns(graph, column_units(walk, model, layers, grouping, wanted))
+    graph = with_columns(graph, column_units(walk, model, layers, grouping, wanted))
+    user_inputs = frozenset(program.graph_signature.user_inputs)
+    traced = Traced(program.graph, walk, placeholders, user_inputs, frozenset(ignored), model)
+    return with_blocks(graph, traced, branches)
 
 
 def _asked(walk: Walk, layers: list[NamedLayer], globs: tuple[str, ...]) -> list[int]:

@@ -80,7 +80,7 @@ def pairwise_form(
     """The objective ``sum_l <I_l, A_l>`` of per-layer scores.
 
     A pair of one unit with itself (depthwise) gives a linear term. Where a layer has columns, they stand for its
-    outputs: ``A_l = r_{l-1} (x) q_l``.
+    outputs: ``A_l = r_{l-1} (x) q_l``. Work on a residual stream inside of a block counts while the block is there.
 
     Args:
         graph: the channel graph.
@@ -92,21 +92,49 @@ def pairwise_form(
     """
     unary = np.zeros(graph.unit_count)
     terms: list[PairTerm] = []
-    for layer in graph.layers:
+    for k, layer in enumerate(graph.layers):
         if layer.name not in scores:
             continue
-        score = scores[layer.name]
+        score, block = scores[layer.name], graph.block_of_layer.get(k)
         outs = graph.axes[layer.made_axis].reshape(layer.segments, -1)
         ins = graph.axes[layer.in_axis].reshape(layer.segments, -1)
         if graph.is_depthwise(layer):
-            np.add.at(unary, outs[:, 0], score.sum((1, 2)))
-        else:
-            terms += [PairTerm(rows, cols, block) for rows, cols, block in zip(outs, ins, score, strict=True)]
+            terms += add_units(unary, graph, block, outs[:, 0], score.sum((1, 2)))
+            continue
+        for rows, cols, coef in zip(outs, ins, score, strict=True):
+            if block is None or goes_with(graph, block, rows) or goes_with(graph, block, cols):
+                terms.append(PairTerm(rows, cols, coef))
+            elif _stay(graph, cols):
+                terms += add_units(unary, graph, block, rows, coef.sum(1))
+            else:  # one side stays, or the branch would be no block
+                terms += add_units(unary, graph, block, cols, coef.sum(0))
     return PairwiseForm(unary=unary, pairs=tuple(terms), unit=unit)
 
 
-def add_vector(unary: FloatArray, units: IntArray, values: torch.Tensor) -> None:
+def goes_with(graph: ChannelGraph, block: int, units: IntArray) -> bool:
+    """Whether all of some units are gone where a block is."""
+    return set(np.unique(graph.group_of_unit[units]).tolist()) <= graph.emptied_with(block)
+
+
+def _stay(graph: ChannelGraph, units: IntArray) -> bool:
+    groups = np.unique(graph.group_of_unit[units]).tolist()
+    return all(graph.groups[g].frozen_reason is not None for g in groups)
+
+
+def add_units(
+    unary: FloatArray, graph: ChannelGraph, block: int | None, units: IntArray, values: FloatArray
+) -> list[PairTerm]:
     """Add one value for each position of an axis to the units that own them, in place.
+
+    Args:
+        unary: ``(unit_count,)``, changed.
+        graph: the channel graph.
+        block: index of the block around what the values are of, or None.
+        units: ``(positions,)``.
+        values: ``(positions,)``.
+
+    Returns:
+        What counts only while the block is there, as pairs with its unit.
 
     Raises:
         MaskMismatchError: there is another number of values than of positions.
@@ -116,4 +144,7 @@ def add_vector(unary: FloatArray, units: IntArray, values: torch.Tensor) -> None
             f"a layer has {tuple(values.shape)} values where the graph knows {units.shape}: "
             "trace this model, then compute its importance"
         )
-    np.add.at(unary, units, values.detach().double().cpu().numpy())
+    if block is None or goes_with(graph, block, units):
+        np.add.at(unary, units, values)
+        return []
+    return [PairTerm(units, np.asarray([graph.blocks[block].unit]), values[:, None])]

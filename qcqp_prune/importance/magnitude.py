@@ -12,7 +12,7 @@ from torch import nn
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.importance.layerwise import (
-    add_vector,
+    add_units,
     columns_of,
     own_rows,
     pair_scores,
@@ -20,7 +20,7 @@ from qcqp_prune.importance.layerwise import (
     weight_tensors,
 )
 from qcqp_prune.program.coefficients import FloatArray
-from qcqp_prune.program.forms import PairwiseForm
+from qcqp_prune.program.forms import PairTerm, PairwiseForm
 
 Variant = Literal["paper", "authors", "l2"]
 
@@ -95,6 +95,7 @@ class BatchNormScale:
         weight_tensors(model, graph)
         axis_of = {spec.name: spec.axes for spec in graph.tensors}
         unary = np.zeros(graph.unit_count)
+        terms: list[PairTerm] = []
         found = False
         for path, module in model.named_modules():
             name = f"{path}.weight" if path else "weight"
@@ -103,9 +104,10 @@ class BatchNormScale:
             axes = axis_of.get(name, (None,))
             if axes[0] is not None:
                 found = True
-                add_vector(unary, graph.axes[axes[0]], module.weight.abs())
+                scale = module.weight.detach().abs().double().cpu().numpy()
+                terms += add_units(unary, graph, graph.block_of_tensor.get(name), graph.axes[axes[0]], scale)
         if not found:
             raise InvalidScoreError(
                 "the model has no batch norm with a scale on a prunable axis: use Magnitude or Taylor"
             )
-        return PairwiseForm(unary=unary)
+        return PairwiseForm(unary=unary, pairs=tuple(terms))

@@ -175,23 +175,41 @@ class CountForm:
                     out[g] += share * rise
         return out
 
-    def substituted(self, counts: Mapping[int, Mapping[int, int]], group_count: int) -> CountForm:
+    def substituted(
+        self,
+        counts: Mapping[int, Mapping[int, int]],
+        group_count: int,
+        fixed: Mapping[int, int] | Sequence[int] | IntArray | None = None,
+    ) -> CountForm:
         """The form in other counts.
 
         Args:
-            counts: for each group its count as a sum of new counts, ``{new group: share}``.
+            counts: for each group its count as a sum of new counts, ``{new group: share}``; a group without an entry is
+                no part of the new form.
             group_count: number of new groups.
+            fixed: what each group has beside that sum; nothing when None.
         """
+        base = {g: int(fixed[g]) for g in range(len(self.linear))} if fixed is not None else {}
         builder = CountFormBuilder(group_count)
         builder.add_constant(self.constant)
         for g, coefficient in enumerate(self.linear.tolist()):
-            builder.add_counts(coefficient, counts[g])
+            builder.add_constant(coefficient * base.get(g, 0))
+            builder.add_counts(coefficient, counts.get(g, {}))
         for coefficient, *sums in self.products:
-            builder.add_product(coefficient, *(_in_terms_of(shares, counts) for shares in sums))
+            first, second = (_in_terms_of(shares, counts) for shares in sums)
+            a, b = (sum(share * base.get(g, 0) for g, share in shares) for shares in sums)
+            builder.add_product(coefficient, first, second)
+            builder.add_counts(coefficient * b, first)
+            builder.add_counts(coefficient * a, second)
+            builder.add_constant(coefficient * a * b)
         for table in self.tables:
-            sides = [_in_terms_of(shares, counts) for shares in (table.first, table.second) if shares]
-            levels = [table.first_levels, table.second_levels][: len(sides)]
-            builder.add_table(table.values if len(sides) == 2 else table.values[:, 0], sides, levels)
+            sides = [_in_terms_of(shares, counts) for shares in (table.first, table.second)]
+            a, b = (sum(share * base.get(g, 0) for g, share in side) for side in (table.first, table.second))
+            rows, cols = table.first_levels - a, table.second_levels - b
+            # No sum is below what is fixed.
+            builder.add_table(
+                table.values[np.ix_(rows >= 0, cols >= 0)], sides, (rows[rows >= 0], cols[cols >= 0])
+            )
         return builder.build()
 
     def to_json(self) -> dict[str, Any]:
@@ -215,7 +233,7 @@ def _in_terms_of(shares: Shares, counts: Mapping[int, Mapping[int, int]]) -> dic
     """A sum of counts in other counts."""
     out: dict[int, int] = {}
     for g, share in shares:
-        for new, times in counts[g].items():
+        for new, times in counts.get(g, {}).items():
             out[new] = out.get(new, 0) + share * times
     return out
 
@@ -329,6 +347,19 @@ class CountFormBuilder:
             InvalidBudgetError: the table has the wrong shape, a negative value, or falls somewhere.
         """
         self._tables.add(values, sides, levels)
+
+    def add_form(self, form: CountForm) -> None:
+        """Add all terms of a form over the same groups."""
+        self._constant += form.constant
+        self._linear += form.linear
+        for coefficient, first, second in form.products:
+            self.add_product(coefficient, dict(first), dict(second))
+        for table in form.tables:
+            self.add_table(
+                table.values,
+                (dict(table.first), dict(table.second)),
+                (table.first_levels, table.second_levels),
+            )
 
     def build(self) -> CountForm:
         """The form of all terms added so far."""

@@ -156,7 +156,7 @@ class _Floors:
         groups = list(self._graph.groups)
         for g in members:
             groups[g] = _lift(groups[g], kinds)
-        if self._graph.count_links:  # then other groups may follow
+        if self._graph.count_links or self._graph.blocks:  # then other groups may follow
             return np.asarray(self._least(replace(self._graph, groups=tuple(groups))), np.int64)
         counts = self._now.copy()
         counts[members] = _least([groups[g] for g in members])

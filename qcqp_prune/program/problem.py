@@ -213,7 +213,8 @@ def least_counts(graph: ChannelGraph) -> list[int]:
 def allowed_counts(graph: ChannelGraph) -> list[list[int]]:
     """The kept counts that each group may have, ascending; tied groups share those that suit them all.
 
-    Links cut off counts that no selection has: kept parts need wholes, and kept wholes need parts.
+    Links and blocks cut off counts that no selection has: kept parts need wholes, and kept wholes need parts; what lies
+    in a block needs the block.
 
     Raises:
         InvalidOptionError: tied groups have no count in common, or unlike widths.
@@ -234,7 +235,22 @@ def allowed_counts(graph: ChannelGraph) -> list[list[int]]:
                     "min_keep for one of them"
                 )
     allowed = [sorted(shared[g.tie]) if g.tie is not None else g.counts() for g in graph.groups]
+    if len(graph.needs):
+        allowed = graph.needs.settled(
+            allowed, tie_classes([g.tie or f"group {k}" for k, g in enumerate(graph.groups)])
+        )
+        if not all(allowed):
+            empty = graph.groups[[len(a) for a in allowed].index(0)].id
+            raise InvalidOptionError(
+                f"no count of {empty} suits its block: change round_to or min_keep for it"
+            )
     return _linked(graph, allowed) if graph.count_links else allowed
+
+
+def tie_classes(names: Sequence[str]) -> list[int]:
+    """Equal names as equal numbers, from 0 in order of appearance."""
+    order: dict[str, int] = {}
+    return [order.setdefault(name, len(order)) for name in names]
 
 
 def _linked(graph: ChannelGraph, allowed: list[list[int]]) -> list[list[int]]:

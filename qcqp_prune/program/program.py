@@ -11,6 +11,7 @@ import numpy as np
 
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.links import CountLink, Links
+from qcqp_prune.graph.needs import Needs
 from qcqp_prune.program.coefficients import (
     BoolArray,
     Coefficient,
@@ -19,9 +20,9 @@ from qcqp_prune.program.coefficients import (
     dense,
     times,
 )
-from qcqp_prune.program.forms import CountForm, CountFormBuilder
+from qcqp_prune.program.forms import CountForm
 from qcqp_prune.program.gather import gather
-from qcqp_prune.program.problem import BudgetRow, PruningProblem, allowed_counts
+from qcqp_prune.program.problem import BudgetRow, PruningProblem, allowed_counts, tie_classes
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Program:
         units: ``(n,)`` the graph unit behind each variable.
         unit_count: number of units of the graph; those without a variable are always kept.
         links: variables that are 1 exactly when one of their parts is.
+        needs: groups that are empty where others are.
     """
 
     groups: tuple[ProgramGroup, ...]
@@ -97,6 +99,7 @@ class Program:
     units: IntArray
     unit_count: int
     links: Links = field(default_factory=Links.none)
+    needs: Needs = field(default_factory=Needs)
 
     @property
     def size(self) -> int:
@@ -137,7 +140,7 @@ class Program:
         return g
 
     def is_feasible(self, x: BoolArray) -> bool:
-        """Whether links and ties hold, counts are allowed and every budget is met, in integers."""
+        """Whether links, needs and ties hold, counts are allowed and every budget is met, in integers."""
         return self.counts_feasible(self.counts(x)) and self.links.hold(x)
 
     @cached_property
@@ -162,7 +165,7 @@ class Program:
         for group, n in zip(self.groups, counts.tolist(), strict=True):
             if n not in group.counts or ties.setdefault(group.tie, n) != n:
                 return False
-        return all(c.form.evaluate(counts) <= c.limit for c in self.constraints)
+        return self.needs.hold(counts) and all(c.form.evaluate(counts) <= c.limit for c in self.constraints)
 
     def mask(self, x: BoolArray) -> BoolArray:
         """The mask over all units of the graph, ``(unit_count,)``."""
@@ -197,7 +200,7 @@ class Program:
         index = {g: k for k, g in enumerate(free)}
         widths = [graph.groups[g].width for g in free]
         starts = list(itertools.accumulate(widths, initial=0))
-        ties = _tie_classes([graph.groups[g].tie or f"group {g}" for g in free])
+        ties = tie_classes([graph.groups[g].tie or f"group {g}" for g in free])
         groups = tuple(
             ProgramGroup(graph.groups[g].id, starts[k], widths[k], tuple(allowed[g]), ties[k])
             for k, g in enumerate(free)
@@ -213,7 +216,9 @@ class Program:
         place[units] = np.arange(len(units))
         linked = Links.of(np.stack([place[links.wholes], place[links.parts]], axis=1))
         linear, constant = gathered.unary[units], gathered.constant
-        return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count, linked)
+        open_ = graph.needs.open_pairs(allowed)
+        needs = Needs(tuple((index[g], index[h]) for g, h in open_.pairs))
+        return cls(groups, linear, pairs, constraints, constant, units, graph.unit_count, linked, needs)
 
 
 def _free_links(graph: ChannelGraph) -> Links:
@@ -227,48 +232,18 @@ def graph_widths(problem: PruningProblem) -> list[int]:
     return [g.width for g in problem.graph.groups]
 
 
-def _tie_classes(names: list[str]) -> list[int]:
-    order: dict[str, int] = {}
-    return [order.setdefault(name, len(order)) for name in names]
-
-
-def _restrict(form: CountForm, index: dict[int, int], widths: list[int]) -> CountForm:
-    """The form over the free groups only, the others at full width."""
-    builder = CountFormBuilder(len(index))
-    builder.add_constant(form.constant)
-    for g, coefficient in enumerate(form.linear.tolist()):
-        if g in index:
-            builder.add_counts(coefficient, {index[g]: 1})
-        else:
-            builder.add_constant(coefficient * widths[g])
-    for coefficient, *sums in form.products:
-        parts = [{index[g]: share for g, share in shares if g in index} for shares in sums]
-        fixed = [sum(share * widths[g] for g, share in shares if g not in index) for shares in sums]
-        builder.add_product(coefficient, parts[0], parts[1])
-        builder.add_counts(coefficient * fixed[1], parts[0])
-        builder.add_counts(coefficient * fixed[0], parts[1])
-        builder.add_constant(coefficient * fixed[0] * fixed[1])
-    for table in form.tables:
-        shares = (table.first, table.second)
-        sides = [{index[g]: share for g, share in side if g in index} for side in shares]
-        fixed = [sum(share * widths[g] for g, share in side if g not in index) for side in shares]
-        first, second = table.first_levels - fixed[0], table.second_levels - fixed[1]
-        # No sum is below what is fixed.
-        rows, cols = np.flatnonzero(first >= 0), np.flatnonzero(second >= 0)
-        builder.add_table(table.values[np.ix_(rows, cols)], sides, (first[rows], second[cols]))
-    return builder.build()
-
-
 def _constraints(row: BudgetRow, index: dict[int, int], problem: PruningProblem) -> list[CountConstraint]:
     """A budget as constraints: one for each step that can exceed it, where the use is a maximum."""
     if row.limit is None:
         return []
     widths = graph_widths(problem)
+    free = {g: {k: 1} for g, k in index.items()}
+    fixed = [0 if g in index else width for g, width in enumerate(widths)]
     parts = list(row.form.parts)
     if len(parts) > 1:
         binding = [p for p in parts if p.evaluate(widths) > row.limit]
         parts = binding or [max(parts, key=lambda p: p.evaluate(widths))]
     return [
-        CountConstraint(row.resource, row.unit, _restrict(p, index, widths), row.limit, row.least)
+        CountConstraint(row.resource, row.unit, p.substituted(free, len(index), fixed), row.limit, row.least)
         for p in parts
     ]

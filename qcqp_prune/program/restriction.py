@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qcqp_prune.graph.links import Links
+from qcqp_prune.graph.needs import Needs
 from qcqp_prune.program.coefficients import BoolArray, Coefficient, FloatArray, IntArray, block, times
-from qcqp_prune.program.forms import CountForm, CountFormBuilder
 from qcqp_prune.program.program import GroupPair, Program, ProgramGroup
 
 
@@ -65,8 +65,8 @@ class Restriction:
 class Folded:
     """A program over the undecided variables of another one, and the way back.
 
-    Groups that are tied to others, and variables in links, keep all their variables: what is known of these is used for
-    their counts only.
+    Groups that are tied to others, variables in links, and groups of blocks that may be there or not keep all their
+    variables: what is known of these is used for their counts only.
 
     Attributes:
         program: the smaller program; its objective includes the worth of what is decided.
@@ -87,14 +87,15 @@ class Folded:
     @classmethod
     def of(cls, program: Program, restriction: Restriction) -> Folded:
         """Fold a restriction into its program."""
-        fixed = (restriction.kept | restriction.dropped) & ~_unfoldable(program)
+        allowed = _shared_counts(program, restriction)
+        needs = program.needs.open_pairs(allowed)
+        fixed = (restriction.kept | restriction.dropped) & ~_unfoldable(program, needs)
         base = restriction.kept & fixed
         left = np.flatnonzero(~fixed)
         inside = program.counts(base)
         spans = [np.flatnonzero(~fixed[g.span]) for g in program.groups]
         stay = [k for k, units in enumerate(spans) if len(units)]
         index = {g: k for k, g in enumerate(stay)}
-        allowed = _shared_counts(program, restriction)
         groups, start = [], 0
         for g in stay:
             width, shift = len(spans[g]), int(inside[g])
@@ -102,17 +103,19 @@ class Folded:
             groups.append(replace(program.groups[g], start=start, width=width, counts=counts))
             start += width
         linear, pairs = _objective(program, base, spans, index)
+        free = {g: {k: 1} for g, k in index.items()}
         smaller = replace(
             program,
             groups=_renumbered(groups),
             linear=linear[left],
             pairs=pairs,
             constraints=tuple(
-                replace(c, form=_shifted(c.form, index, inside.tolist())) for c in program.constraints
+                replace(c, form=c.form.substituted(free, len(stay), inside)) for c in program.constraints
             ),
             constant=program.objective(base),
             units=program.units[left],
             links=_links(program, left),
+            needs=Needs(tuple((index[g], index[h]) for g, h in needs.pairs)),
         )
         decided = all(int(inside[g]) in allowed[g] for g in range(len(allowed)) if g not in index)
         shifts = tuple(int(inside[g]) for g in stay)
@@ -140,22 +143,25 @@ class Folded:
         return Restriction(kept, dropped, tuple(counts), max(found.worth, before.worth))
 
 
-def _unfoldable(program: Program) -> BoolArray:
-    """Variables of groups whose count another group shares, and variables in links."""
+def _unfoldable(program: Program, needs: Needs) -> BoolArray:
+    """Variables of groups whose count another group shares or depends on, and variables in links."""
     ties = np.asarray([g.tie for g in program.groups], np.int64)
     shared = np.bincount(ties, minlength=int(ties.max(initial=0)) + 1)[ties] > 1
     found = np.asarray(shared[program.group_of], np.bool_)
     found[program.links.wholes] = True
     found[program.links.parts] = True
+    for g in needs.members:
+        found[program.groups[g].span] = True
     return found
 
 
 def _shared_counts(program: Program, restriction: Restriction) -> list[tuple[int, ...]]:
-    """The counts that are left for every group of a tie class."""
+    """The counts that are left for every group of a tie class, and that the groups which it needs leave."""
     common: dict[int, set[int]] = {}
     for group, counts in zip(program.groups, restriction.counts, strict=True):
         common[group.tie] = common.get(group.tie, set(counts)) & set(counts)
-    return [tuple(sorted(common[g.tie])) for g in program.groups]
+    ties = [g.tie for g in program.groups]
+    return [tuple(n) for n in program.needs.settled([sorted(common[t]) for t in ties], ties)]
 
 
 def _objective(
@@ -179,32 +185,6 @@ def _renumbered(groups: list[ProgramGroup]) -> tuple[ProgramGroup, ...]:
     """Tie classes numbered from zero in order of appearance."""
     order: dict[int, int] = {}
     return tuple(replace(g, tie=order.setdefault(g.tie, len(order))) for g in groups)
-
-
-def _shifted(form: CountForm, index: dict[int, int], inside: list[int]) -> CountForm:
-    """The form over what is undecided: each count is ``inside`` plus the count of the group that stays, if any."""
-    builder = CountFormBuilder(len(index))
-    builder.add_constant(form.constant)
-    for g, coefficient in enumerate(form.linear.tolist()):
-        builder.add_constant(coefficient * inside[g])
-        if g in index:
-            builder.add_counts(coefficient, {index[g]: 1})
-    for coefficient, *sums in form.products:
-        parts = [{index[g]: share for g, share in shares if g in index} for shares in sums]
-        fixed = [sum(share * inside[g] for g, share in shares) for shares in sums]
-        builder.add_product(coefficient, parts[0], parts[1])
-        builder.add_counts(coefficient * fixed[1], parts[0])
-        builder.add_counts(coefficient * fixed[0], parts[1])
-        builder.add_constant(coefficient * fixed[0] * fixed[1])
-    for table in form.tables:
-        shares = (table.first, table.second)
-        sides = [{index[g]: share for g, share in side if g in index} for side in shares]
-        fixed = [sum(share * inside[g] for g, share in side) for side in shares]
-        first, second = table.first_levels - fixed[0], table.second_levels - fixed[1]
-        # No sum is below what is decided.
-        rows, cols = np.flatnonzero(first >= 0), np.flatnonzero(second >= 0)
-        builder.add_table(table.values[np.ix_(rows, cols)], sides, (first[rows], second[cols]))
-    return builder.build()
 
 
 def _links(program: Program, left: IntArray) -> Links:

@@ -10,6 +10,7 @@ from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.program.forms import CountForm, CountFormBuilder
 from qcqp_prune.program.tables import steps_of
+from qcqp_prune.resources.inside import spent_in
 
 
 class AcceleratorCycles:
@@ -39,20 +40,23 @@ class AcceleratorCycles:
     def form(self, graph: ChannelGraph) -> CountForm:
         """``sum_l H_l W_l sum_k ceil(n_in(l, k) / CPI) ceil(n_out(l, k) / CPO)`` over layers l and segments k."""
         builder = CountFormBuilder(len(graph.groups))
-        for layer in graph.layers:
-            if not layer.weight:
-                continue
-            if graph.is_depthwise(layer):
-                self._add_depthwise(builder, graph, layer)
-                continue
-            runs = (graph.segments(axis, layer.segments) for axis in (layer.in_axis, layer.out_axis))
-            for first, second in zip(*runs, strict=True):
-                sizes = (first.stop - first.start, second.stop - second.start)
-                levels = [steps_of(k, n) for k, n in zip((self.cpi, self.cpo), sizes, strict=True)]
-                values = layer.out_elements * np.multiply.outer(*(np.arange(len(part)) for part in levels))
-                sides = (graph.axis_counts(layer.in_axis, first), graph.axis_counts(layer.out_axis, second))
-                builder.add_table(values, sides, levels)
+        for k, layer in enumerate(graph.layers):
+            if layer.weight:
+                with spent_in(builder, graph, graph.block_of_layer.get(k)) as part:
+                    self._add_layer(part, graph, layer)
         return builder.build()
+
+    def _add_layer(self, builder: CountFormBuilder, graph: ChannelGraph, layer: Layer) -> None:
+        if graph.is_depthwise(layer):
+            self._add_depthwise(builder, graph, layer)
+            return
+        runs = (graph.segments(axis, layer.segments) for axis in (layer.in_axis, layer.out_axis))
+        for first, second in zip(*runs, strict=True):
+            sizes = (first.stop - first.start, second.stop - second.start)
+            levels = [steps_of(k, n) for k, n in zip((self.cpi, self.cpo), sizes, strict=True)]
+            values = layer.out_elements * np.multiply.outer(*(np.arange(len(part)) for part in levels))
+            sides = (graph.axis_counts(layer.in_axis, first), graph.axis_counts(layer.out_axis, second))
+            builder.add_table(values, sides, levels)
 
     def _add_depthwise(self, builder: CountFormBuilder, graph: ChannelGraph, layer: Layer) -> None:
         """Each segment is one unit, so that the cost is linear in the number of segments kept."""

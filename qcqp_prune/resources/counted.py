@@ -15,6 +15,7 @@ from typing import Any
 
 from qcqp_prune.graph.channels import ChannelGraph, TensorSpec
 from qcqp_prune.program.forms import CountForm, CountFormBuilder
+from qcqp_prune.resources.inside import spent_in
 
 
 class Macs:
@@ -29,8 +30,9 @@ class Macs:
         A layer whose kernel columns are units costs ``HW_l n_in(l) n_columns(l)``.
         """
         builder = CountFormBuilder(len(graph.groups))
-        for layer in graph.layers:
-            add_pairs(builder, graph, layer.macs_per_pair, (layer.in_axis, layer.made_axis), layer.segments)
+        for k, layer in enumerate(graph.layers):
+            with spent_in(builder, graph, graph.block_of_layer.get(k)) as part:
+                add_pairs(part, graph, layer.macs_per_pair, (layer.in_axis, layer.made_axis), layer.segments)
         return builder.build()
 
     def measure(self, module: Any, example_inputs: Any) -> int:
@@ -49,9 +51,7 @@ class Params:
     def form(self, graph: ChannelGraph) -> CountForm:
         """``sum_p prod_d size_d(p)``, where a tracked dimension has the kept count."""
         builder = CountFormBuilder(len(graph.groups))
-        for tensor in graph.tensors:
-            if tensor.kind == "parameter":
-                add_elements(builder, graph, tensor, 1)
+        add_parameters(builder, graph)
         return builder.build()
 
     def measure(self, module: Any, example_inputs: Any) -> int:
@@ -70,11 +70,10 @@ class Memory:
     def form(self, graph: ChannelGraph) -> CountForm:
         """``sum_l HW_l n_out(l) b + sum_p prod_d size_d(p) b`` with b bytes for each element."""
         builder = CountFormBuilder(len(graph.groups))
-        for layer in graph.layers:
-            builder.add_counts(layer.out_elements * layer.itemsize, graph.axis_counts(layer.out_axis))
-        for tensor in graph.tensors:
-            if tensor.kind == "parameter":
-                add_elements(builder, graph, tensor, tensor.itemsize)
+        for k, layer in enumerate(graph.layers):
+            with spent_in(builder, graph, graph.block_of_layer.get(k)) as part:
+                part.add_counts(layer.out_elements * layer.itemsize, graph.axis_counts(layer.out_axis))
+        add_parameters(builder, graph, in_bytes=True)
         return builder.build()
 
     def measure(self, module: Any, example_inputs: Any) -> int:
@@ -82,6 +81,14 @@ class Memory:
         from qcqp_prune.resources.measure import measured_memory
 
         return measured_memory(module, example_inputs)
+
+
+def add_parameters(builder: CountFormBuilder, graph: ChannelGraph, *, in_bytes: bool = False) -> None:
+    """Add the number of elements of all parameters, or their bytes."""
+    for tensor in graph.tensors:
+        if tensor.kind == "parameter":
+            with spent_in(builder, graph, graph.block_of_tensor.get(tensor.name)) as part:
+                add_elements(part, graph, tensor, tensor.itemsize if in_bytes else 1)
 
 
 def add_elements(builder: CountFormBuilder, graph: ChannelGraph, tensor: TensorSpec, scale: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from qcqp_prune.errors import InvalidBudgetError, PlanError
 from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
 from qcqp_prune.program.forms import CountForm, CountFormBuilder
+from qcqp_prune.resources.inside import spent_in
 from qcqp_prune.storage import StrPath, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class LatencyTable:
         """
         builder = CountFormBuilder(len(graph.groups))
         missing = []
-        for layer in graph.layers:
+        for k, layer in enumerate(graph.layers):
             table = self._find(graph, layer)
             if table is None:
                 missing += [layer.name] if layer.weight else []
@@ -110,7 +111,8 @@ class LatencyTable:
             _require_width(graph, layer, table)
             sides = [graph.axis_counts(layer.in_axis), graph.axis_counts(layer.out_axis)]
             levels = [table.ins, table.outs] if len(table.outs) else [table.ins]
-            builder.add_table(table.monotone(), sides[: len(levels)], levels)
+            with spent_in(builder, graph, graph.block_of_layer.get(k)) as part:
+                part.add_table(table.monotone(), sides[: len(levels)], levels)
         if missing:
             shown = ", ".join(missing[:SHOWN]) + (", ..." if len(missing) > SHOWN else "")
             raise InvalidBudgetError(

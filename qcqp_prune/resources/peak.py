@@ -30,7 +30,7 @@ class PeakMemory:
         if not graph.activations:
             raise InvalidBudgetError(
                 "this graph does not say which tensors are alive when, so peak_memory cannot be counted: trace the "
-                'network again, with sharing="strict"'
+                'network again, with sharing="strict" and without blocks'
             )
         # Use grows only where something is made.
         steps = sorted({a.first for a in graph.activations})

@@ -94,7 +94,10 @@ def describe(program: Program) -> tuple[dict[str, Any], Arrays]:
         {"kind": "sums", "name": c.name, "unit": c.unit, "limit": c.limit, **c.form.to_json()}
         for c in program.constraints
     ]
-    return {"constant": program.constant, "groups": groups, "pairs": pairs, "constraints": rows}, arrays
+    described = {"constant": program.constant, "groups": groups, "pairs": pairs, "constraints": rows}
+    if len(program.needs):
+        described["needs"] = [list(pair) for pair in program.needs.pairs]
+    return described, arrays
 
 
 def differences(path: StrPath, problem: PruningProblem) -> list[str]:

@@ -105,6 +105,8 @@ def _require_budgets(problem: PruningProblem, mask: BoolArray, name: str) -> Non
     graph, every = problem.graph, allowed_counts(problem.graph)
     if not graph.links.hold(mask, exempt=graph.stays):
         raise _error(name, "it keeps a unit without its whole, or a whole without any of its parts")
+    if not graph.needs.hold(counts):
+        raise _error(name, "it empties a part of a block without the rest of it")
     ties: dict[str, int] = {}
     for group, allowed, n in zip(graph.groups, every, counts, strict=True):
         if n not in allowed:

@@ -77,6 +77,8 @@ def _is_feasible(problem: PruningProblem, counts: IntArray) -> BoolArray:
         ok &= np.isin(counts[:, g], group.counts())
         if group.tie is not None:
             ok &= counts[:, g] == counts[:, first.setdefault(group.tie, g)]
+    for g, needed in problem.graph.needs.pairs:
+        ok &= (counts[:, g] == 0) | (counts[:, needed] > 0)
     for row in problem.budgeted:
         uses = _uses(row.form, counts)
         ok &= (uses <= (row.limit or 0)) & (uses >= (row.least or 0))

@@ -10,6 +10,7 @@ import numpy as np
 
 from qcqp_prune.graph.channels import ChannelGraph, Group
 from qcqp_prune.graph.links import Links
+from qcqp_prune.graph.needs import Block
 from qcqp_prune.program.coefficients import Coefficient, FloatArray, IntArray, LowRank
 from qcqp_prune.program.forms import CountForm, CountFormBuilder, PairTerm, PairwiseForm, PeakForm
 from qcqp_prune.program.problem import BudgetRow, PruningProblem, least_counts
@@ -31,6 +32,7 @@ class Sketch:
     fraction: float = 0.5
     two_budgets: bool = False
     links: list[tuple[int, int, Sequence[int]]] = field(default_factory=list)
+    blocks: list[tuple[int, tuple[int, ...], int | None]] = field(default_factory=list)
 
     def group(self, width: int, **kwargs: object) -> int:
         """Add a group; its index."""
@@ -46,6 +48,13 @@ class Sketch:
     def link(self, whole: int, part: int, owners: Sequence[int]) -> None:
         """Make each unit of ``part`` a part of the unit of ``whole`` with the given local index; -1 for none."""
         self.links.append((whole, part, owners))
+
+    def block(self, groups: Sequence[int], stream: int, outer: int | None = None) -> int:
+        """Let these groups be empty together, with a unit that costs and earns something on the stream; its index."""
+        unit = self.group(1, min_keep=0)
+        self.layer(unit, stream)
+        self.blocks.append((unit, tuple(groups), outer))
+        return len(self.blocks) - 1
 
     def table(self, *sides: dict[int, int]) -> None:
         """Add a random table of one or two sums to the first resource: flat in places, with jumps."""
@@ -74,7 +83,11 @@ class Sketch:
     def problem(self) -> PruningProblem:
         """The problem, with budgets at ``fraction`` of the way from the smallest to the dense use."""
         graph = ChannelGraph("synthetic", tuple(self.groups), (), (), (), (), 1)
-        graph = replace(graph, links=self._unit_links(graph))
+        blocks = [
+            Block(f"block {k}", graph.units(z).start, inside, outer)
+            for k, (z, inside, outer) in enumerate(self.blocks)
+        ]
+        graph = replace(graph, links=self._unit_links(graph), blocks=tuple(blocks))
         unary = self.rng.uniform(self.unary_low, 0.2, graph.unit_count)
         unary[self.rng.random(graph.unit_count) < 0.5] = 0.0
         ranges = [np.arange(graph.units(g).start, graph.units(g).stop) for g in range(len(self.groups))]
@@ -279,6 +292,33 @@ def _columns(s: Sketch) -> None:
     s.layer(second, s.group(2, frozen_reason="output"))
 
 
+def _blocks(s: Sketch) -> None:
+    """A stream and two branches that may go: of one group with a floor, and of two groups, one of them in pairs."""
+    stream = s.group(3)
+    inner = s.group(4, min_keep=2, optional=True)
+    first, second = s.group(2, optional=True), s.group(2, multiple_of=2, optional=True)
+    for path in ((stream, inner, stream), (stream, first, second, stream)):
+        for g, h in itertools.pairwise(path):
+            s.layer(g, h)
+    s.block([inner], stream)
+    s.block([first, second], stream)
+    s.layer(stream, s.group(2, frozen_reason="output"))
+
+
+def _nested_blocks(s: Sketch) -> None:
+    """A branch inside of a branch, and groups that keep equally many; two budgets, one of them looked up."""
+    stream = s.group(3)
+    wide = s.group(3, min_keep=2, optional=True)
+    inner = [s.group(2, tie="equal", optional=True) for _ in range(2)]
+    for g, h in ((stream, wide), (wide, inner[0]), (inner[1], wide), (wide, stream)):
+        s.layer(g, h)
+    outer = s.block([wide], stream)
+    s.block(inner, wide, outer)
+    s.table({wide: 1}, {stream: 1})
+    s.layer(stream, s.group(2, frozen_reason="output"))
+    s.two_budgets = True
+
+
 STRUCTURES: dict[str, Callable[[Sketch], None]] = {
     "chain": _chain,
     "residual": _residual,
@@ -296,11 +336,16 @@ STRUCTURES: dict[str, Callable[[Sketch], None]] = {
     "peaks": _peaks,
     "free_sharing": _free_sharing,
     "columns": _columns,
+    "blocks": _blocks,
+    "nested_blocks": _nested_blocks,
 }
 
 
 LINKED = ("columns", "free_sharing")
 """Structures whose units are linked."""
+
+BLOCKED = ("blocks", "nested_blocks")
+"""Structures with groups that may only be empty together."""
 
 
 def random_problem(seed: int, structure: str = "chain") -> PruningProblem:

@@ -16,6 +16,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from qcqp_prune.errors import SolverIncapableError
 from qcqp_prune.program.coefficients import BoolArray
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass, Role, answer_to_nothing
@@ -23,6 +24,7 @@ from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import RawSolution, Reason, Termination, TracePoint, TraceRecorder
 from qcqp_prune_solvers.search.bands import enter_bands, shortage
 from qcqp_prune_solvers.search.blocks import sweep
+from qcqp_prune_solvers.search.families import Families
 from qcqp_prune_solvers.search.linked import LinkedState, improve
 from qcqp_prune_solvers.search.linked import drop as drop_steps
 from qcqp_prune_solvers.search.linked import perturb as perturb_steps
@@ -38,6 +40,9 @@ ROUNDS = 40
 HEATS = (1e-2, 1e-3)
 TRIALS_PER_CLASS, LEAST_TRIALS, MOST_TRIALS = 30, 150, 1500
 MOST_LINKED_TRIALS = 300
+PATTERNS = 9
+"""Of empty blocks, from none to all, to start from."""
+LEAST_GAIN = 1e-10
 STRICT_SHARE = 0.3
 """Of the time, for the strict restriction of a program with links."""
 
@@ -70,7 +75,13 @@ class BlockCoordinateBackend:
         if not program.counts_within(least):
             # Costs never fall with counts, so this is a proof.
             return RawSolution(Termination(Reason.INFEASIBLE), solver_version=version("qcqp-prune"))
-        return (_LinkedSearch if len(program.links) else _Search)(program, options).run()
+        if len(program.links) and len(program.needs):
+            raise SolverIncapableError(
+                "units are linked and blocks can be removed, which this search cannot do together: trace without one "
+                'of the two, or use solver="scip" or solver="highs"'
+            )
+        kind = _LinkedSearch if len(program.links) else _BlockSearch if len(program.needs) else _Search
+        return kind(program, options).run()
 
 
 class _Holder(ABC):
@@ -227,6 +238,11 @@ class _Search(_Holder):
             start()
             self._improve()
             self._hold(name)
+        self._shift()
+        return self._result()
+
+    def _shift(self) -> None:
+        """Exchanges and random shifts of the best point."""
         classes = len(self.structure.members)
         if not self._stop():
             self._go_to_best()
@@ -240,7 +256,6 @@ class _Search(_Holder):
                 self._hold(f"random shifts {heat:g}")
                 if self._stop():
                     break
-        return self._result()
 
     def _note_shortage(self) -> None:
         if not enter_bands(self.state) and shortage(self.state) < self.missing:
@@ -304,3 +319,62 @@ class _Search(_Holder):
             if not any(gained) or self._stop():
                 break
         fill(self.state)
+
+
+class _BlockSearch(_Search):
+    """One run on a program with blocks: within patterns of empty blocks as ever, and from pattern to pattern."""
+
+    def __init__(self, program: Program, options: SolveOptions) -> None:
+        super().__init__(program, options)
+        self.families = Families(self.structure)
+
+    def run(self) -> RawSolution:
+        """Starts with more and more blocks emptied; flips of single blocks until none gains, around random shifts."""
+        warm = self.options.warm_start
+        if warm is not None and self.program.is_feasible(warm):
+            self._try("warm start", self.families.empty(warm), warm)
+        order, whole = self.families.by_worth(), np.ones(self.program.size, np.bool_)
+        for count in np.unique(np.linspace(0, len(order), PATTERNS).astype(int)).tolist():
+            if self.best_x is not None and self._stop():
+                break
+            empty = np.asarray(self.families.above[:, order[:count]].any(1))
+            self._try(f"{int(empty.sum())} blocks empty", empty, whole)
+        self._flip()
+        if not self._stop():
+            self._go_to_best()
+            self._shift()
+            self._flip()
+        return self._result()
+
+    def _try(self, name: str, empty: BoolArray, x: BoolArray) -> bool:
+        """Enter a pattern from a point; whether that gave the best selection so far."""
+        before = self.best_value
+        self._enter(empty, x)
+        if not drop_to_budget(self.state):
+            return False
+        polish(self.state)
+        fill(self.state)
+        self._improve()
+        self._hold(name)
+        return self.best_value > before + LEAST_GAIN * abs(before) if np.isfinite(before) else True
+
+    def _flip(self) -> None:
+        """Empty or open one block after the other, from the best selection, until none gains."""
+        quiet, k = 0, 0
+        order = self.rng.permutation(len(self.families))
+        while quiet < len(order) and not self._stop() and self.best_x is not None:
+            empty = self.families.flipped(self.families.empty(self.best_x), int(order[k]))
+            gained = self._try(
+                f"block {order[k]} {'emptied' if empty[order[k]] else 'opened'}", empty, self.best_x
+            )
+            quiet, k = 0 if gained else quiet + 1, (k + 1) % len(order)
+
+    def _enter(self, empty: BoolArray, x: BoolArray) -> None:
+        work = self.state.work
+        self.structure = self.families.narrowed(empty)
+        self.state = State(self.structure, self.families.entered(x, empty))
+        self.state.work = work
+
+    def _go_to_best(self) -> None:
+        if self.best_x is not None:
+            self._enter(self.families.empty(self.best_x), self.best_x)

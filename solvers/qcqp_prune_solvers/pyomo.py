@@ -286,6 +286,9 @@ def _quadratic_model(program: Program) -> tuple[Any, list[Any]]:
             m.rows.add(m.n[g] == m.n[head])
     for whole, part in zip(program.links.wholes.tolist(), program.links.parts.tolist(), strict=True):
         m.rows.add(m.x[part] <= m.x[whole])
+    for g, h in program.needs.pairs:
+        for i in range(program.groups[g].start, program.groups[g].start + program.groups[g].width):
+            m.rows.add(m.x[i] <= m.n[h])
     for wholes, parts in program.links.by_size:
         for whole, row in zip(wholes.tolist(), parts.tolist(), strict=True):
             m.rows.add(sum(m.x[i] for i in row) >= m.x[whole])

@@ -26,6 +26,7 @@ from qcqp_prune.solve.result import (
 )
 from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.first_order import Relaxed, relax
+from qcqp_prune_solvers.search.families import Families, rounded
 from qcqp_prune_solvers.search.linked import LinkedState
 from qcqp_prune_solvers.search.linked import drop as drop_steps
 from qcqp_prune_solvers.search.linked import fill as fill_steps
@@ -130,6 +131,8 @@ def _rounded(program: Program, fraction: FloatArray) -> BoolArray:
         n = int(allowed[np.abs(allowed - mean).argmin()])
         for span in spans:
             x[span.start + np.argsort(-fraction[span], kind="stable")[:n]] = True
+    if len(program.needs):
+        return rounded(Families(structure), x).x
     state = State(structure, x)
     drop_to_budget(state)
     fill(state)

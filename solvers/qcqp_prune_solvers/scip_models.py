@@ -79,6 +79,9 @@ class NativeModel:
             self.program.links.wholes.tolist(), self.program.links.parts.tolist(), strict=True
         ):
             m.addCons(self.x[part] <= self.x[whole])
+        for g, h in self.program.needs.pairs:
+            for x in self.x[self.program.groups[g].span]:
+                m.addCons(x <= self.n[h])
         for wholes, parts in self.program.links.by_size:
             for whole, row in zip(wholes.tolist(), parts.tolist(), strict=True):
                 m.addCons(quicksum(self.x[i] for i in row) >= self.x[whole])

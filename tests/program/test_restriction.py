@@ -23,7 +23,7 @@ def test_folded_points_are_the_points_within_the_restriction(structure: str) -> 
     """Every 0/1 point of a group-free enumeration: feasible in the folded program exactly if feasible and within."""
     rng = np.random.default_rng(7)
     seen = 0
-    for seed in range(4):
+    for seed in range(12):
         program = Program.from_problem(random_problem(seed, structure))
         restriction = random_restriction(program, rng)
         folded = Folded.of(program, restriction)

@@ -7,19 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from qcqp_prune.graph.needs import Needs
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.result import Reason
 from qcqp_prune.testing import STRUCTURES, chain_problem, random_problem
-from qcqp_prune.testing.instances import LINKED
+from qcqp_prune.testing.instances import BLOCKED, LINKED
 from qcqp_prune_solvers.search.blocks import sweep
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
 
 # Programs with links have a search, and tests, of their own.
-UNLINKED = [s for s in STRUCTURES if s not in LINKED]
+UNLINKED = [s for s in STRUCTURES if s not in (*LINKED, *BLOCKED)]
 
 
 def addable_steps(program: Program, x: np.ndarray) -> list[tuple[int, float]]:
@@ -119,7 +120,8 @@ def test_fill_takes_a_step_that_fits_exactly(structure: str) -> None:
         members = [k for k, g in enumerate(program.groups) if g.tie == tie]
         counts[members] = program.groups[members[0]].counts[1]
         exact = [replace(c, limit=c.form.evaluate(counts)) for c in program.constraints]
-        tight = replace(program, constraints=tuple(exact), linear=np.abs(program.linear) + 10)
+        # Steps within a pattern know nothing of blocks.
+        tight = replace(program, constraints=tuple(exact), linear=np.abs(program.linear) + 10, needs=Needs())
         state = State(Structure.of(tight), least)
         assert (tie, True) in [(t, gain > 0) for t, gain in addable_steps(tight, least)]
         fill(state)

@@ -26,12 +26,18 @@ LARGEST_SIDE, SMALLEST_STEP = 1e3, 2.0**-17
 
 
 def reachable_counts(program: Program) -> list[tuple[int, ...]]:
-    """The allowed counts of each group that some feasible point has: the others at their least, budgets met."""
+    """The allowed counts of each group that some feasible point has: the others at their least, budgets met.
+
+    What a group needs is not empty where the group is not.
+    """
     least = np.asarray([g.counts[0] for g in program.groups], dtype=np.int64)
     ties = np.asarray([g.tie for g in program.groups], dtype=np.int64)
+    allowed, needing = [g.counts for g in program.groups], set(program.needs.members)
 
     def fits(group: int, n: int) -> bool:
         counts = np.where(ties == ties[group], n, least)
+        if n > 0 and group in needing:
+            counts = np.asarray(program.needs.completed(counts.tolist(), allowed, ties.tolist()), np.int64)
         return all(c.form.evaluate(counts) <= c.limit for c in program.constraints)
 
     return [tuple(n for n in g.counts if fits(k, n)) or g.counts[:1] for k, g in enumerate(program.groups)]
@@ -61,6 +67,7 @@ class CountModel:
         self._weighted: dict[tuple[int, int], IntArray] = {}
         self._tie()
         self._link(every)
+        self._need()
 
     def count_of(self, group: int) -> Callable[[FloatArray], float]:
         """The function that gives a group's count from a point."""
@@ -92,6 +99,11 @@ class CountModel:
             self.builder.rows(len(links), (x[links.parts], 1.0), (x[links.wholes], -1.0), upper=0.0)
         for wholes, parts in links.by_size:
             self.builder.sums(x[parts], (x[wholes], -1.0), lower=0.0)
+
+    def _need(self) -> None:
+        """A unit of a group is kept only where the group that it needs is not empty."""
+        for g, h in self.program.needs.pairs:
+            self.builder.rows(len(self.x[g]), (self.x[g], 1.0), (self.n[h], -1.0), upper=0.0)
 
     def weighted(self, g: int, h: int) -> IntArray:
         """Columns ``w_i = n_h x_i`` for the units ``i`` of group ``g``."""

@@ -29,6 +29,7 @@ from qcqp_prune_solvers.decomposition.fixing import restriction
 from qcqp_prune_solvers.decomposition.proofs import proof_of, tangent_of
 from qcqp_prune_solvers.decomposition.relaxation import Relaxation, Step
 from qcqp_prune_solvers.search.bands import enter_bands
+from qcqp_prune_solvers.search.families import Families
 from qcqp_prune_solvers.search.linked import LinkedState, improve
 from qcqp_prune_solvers.search.linked import drop as drop_steps
 from qcqp_prune_solvers.search.linked import fill as fill_steps
@@ -131,6 +132,7 @@ class _Run:
         self.objective: float
         self._state: State
         self._linked: LinkedState
+        self._families: Families | None = None
         self._tried: set[bytes] = set()
         self._relaxation: Relaxation | None = None
         self._best: Step | None = None
@@ -204,6 +206,8 @@ class _Run:
             self.log.append(f"{seconds:8.2f} s  incumbent {self.objective:.9g}  search")
         if len(self.program.links):
             self._linked = LinkedState(self.program, self.x)
+        elif len(self.program.needs):
+            self._families = Families(Structure.of(self.program))
         else:
             self._state = State(Structure.of(self.program), self.x)
         return None
@@ -240,7 +244,11 @@ class _Run:
 
     def _repaired(self, step: Step) -> BoolArray | None:
         """The oracle's point within the budgets, polished."""
-        self._state.reset(step.atom.x.astype(np.bool_))
+        point = step.atom.x.astype(np.bool_)
+        if self._families is not None:
+            self._state = self._families.state(point)
+        else:
+            self._state.reset(point)
         if not drop_to_budget(self._state, stop=self._halted):
             return None
         polish(self._state, stop=self._halted)

@@ -137,6 +137,9 @@ def _halves(program: Program, group: int, at_most: int) -> Iterator[Program]:
             replace(g, counts=tuple(n for n in g.counts if (n <= at_most) == low)) if g.tie == tie else g
             for g in program.groups
         )
+        if len(program.needs):
+            counts = program.needs.settled([g.counts for g in groups], [g.tie for g in groups])
+            groups = tuple(replace(g, counts=tuple(n)) for g, n in zip(groups, counts, strict=True))
         yield replace(program, groups=groups)
 
 

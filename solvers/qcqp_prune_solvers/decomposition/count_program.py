@@ -50,7 +50,7 @@ class CountProgram:
             (self._sums[e.class_first], self._sums[e.class_second] if e.class_second else None)
             for e in couplings.lookups
         ]
-        self._tables = VariableTables(couplings.lookups, looked_up, self._values)
+        self._tables = VariableTables(couplings.lookups, looked_up, self._values, couplings.needs)
         met = {(a, b) for a, b in self._pairs if a != b}
         met |= {(min(pair), max(pair)) for pair in self._tables.pairs}
         self._met = met

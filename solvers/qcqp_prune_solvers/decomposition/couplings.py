@@ -60,6 +60,7 @@ class Couplings:
         items: the products.
         index: place of each product by its two sums over groups.
         lookups: every table of every budget.
+        needs: pairs of classes, of which the first is empty where the second is.
     """
 
     of_group: IntArray
@@ -67,6 +68,7 @@ class Couplings:
     items: tuple[Coupling, ...]
     index: dict[tuple[Shares, Shares], int]
     lookups: tuple[Lookup, ...] = ()
+    needs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, program: Program) -> Couplings:
@@ -89,7 +91,9 @@ class Couplings:
             for k, constraint in enumerate(program.constraints)
             for table in constraint.form.tables
         )
-        return cls(of_group, tuple(allowed), items, {key: k for k, key in enumerate(found)}, lookups)
+        needs = {(int(of_group[g]), int(of_group[h])) for g, h in program.needs.pairs}
+        index = {key: k for k, key in enumerate(found)}
+        return cls(of_group, tuple(allowed), items, index, lookups, tuple(sorted(needs)))
 
     def entries(self, values: FloatArray) -> Entries:
         """The matrix ``N`` over groups with ``n^T N n / 2 = sum_e values[e] first_e(n) second_e(n)``."""

@@ -21,6 +21,7 @@ class VariableTables:
         lookups: Sequence[Lookup],
         variables: Sequence[tuple[int, int | None]],
         values: Sequence[FloatArray],
+        needs: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Prepare.
 
@@ -28,6 +29,7 @@ class VariableTables:
             lookups: the tables.
             variables: for each table the variables of its two sums; None for a table of one sum.
             values: of each variable, ascending.
+            needs: pairs of variables of which the first is zero where the second is: a table of minus infinity.
         """
         self._values = [entry.table.values.astype(np.float64) for entry in lookups]
         self._places: list[tuple[IntArray, IntArray]] = []
@@ -47,6 +49,11 @@ class VariableTables:
             else:
                 self.pairs.setdefault((a, b), []).append((j, False))
                 self.pairs.setdefault((b, a), []).append((j, True))
+        self._empty = [np.asarray(v == 0.0) for v in values]
+        self._needs = {pair for pair in needs if pair[0] != pair[1]}
+        for a, b in self._needs:
+            self.pairs.setdefault((a, b), [])
+            self.pairs.setdefault((b, a), [])
 
     def add_own(self, own: list[FloatArray], weights: Weights) -> None:
         """Add what tables of one variable are worth to its unary values."""
@@ -67,6 +74,12 @@ class VariableTables:
             values = self._values[j].T if turned else self._values[j]
             part = weights[j] * values[first[rows][:, None], second[cols][None, :]]
             total = part if total is None else total + part
+        for one, other, turned in ((*pair, False), (*pair[::-1], True)):
+            if (one, other) in self._needs:
+                own, needed = (cols, rows) if turned else (rows, cols)
+                barred = np.logical_and.outer(~self._empty[one][own], self._empty[other][needed])
+                part = np.where(barred.T if turned else barred, -np.inf, 0.0)
+                total = part if total is None else total + part
         return total
 
     def ends(self, variable: int, neighbours: Iterable[int]) -> IntArray | None:
@@ -82,6 +95,9 @@ class VariableTables:
                     place = self._places[j][1 if turned else 0]
                     cuts.append(np.flatnonzero(np.diff(place)) + 1)
                     size = len(place)
+                if {(variable, other), (other, variable)} & self._needs:
+                    cuts.append(np.flatnonzero(np.diff(self._empty[variable])) + 1)
+                    size = len(self._empty[variable])
             self._cuts[key] = np.append(np.unique(np.concatenate(cuts)), size) if size else cuts[0]
         ends = self._cuts[key]
         return ends if len(ends) else None

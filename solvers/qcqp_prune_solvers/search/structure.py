@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -73,14 +73,9 @@ class Structure:
         curvature = np.asarray([h for _, h in costs], dtype=np.int64).reshape(-1, count, count)
         coupled = _coupled(program, class_of, count) | (curvature != 0).any(axis=0)
         tables = table_costs(program, class_of, allowed)
-        fine = tuple(_neighbouring(np.arange(len(a))) for a in allowed)
-        coarse = fine
+        fine, coarse = _moves(allowed, tables)
         if tables is not None:
             coupled |= tables.coupled
-            coarse = tuple(
-                _strides(a, tops) if len(tops) > 1 else f
-                for a, tops, f in zip(allowed, tables.tops, fine, strict=True)
-            )
         return cls(
             program,
             members,
@@ -97,9 +92,28 @@ class Structure:
             coarse,
         )
 
+    def narrowed(self, allowed: tuple[IntArray, ...]) -> Structure:
+        """The same with fewer allowed counts."""
+        fine, coarse = _moves(allowed, self.tables)
+        return replace(self, allowed=allowed, fine=fine, coarse=coarse)
+
     def table_use(self, counts: IntArray) -> IntArray:
         """What the tables of each budget cost at counts of classes, ``(k,)``."""
         return np.zeros(len(self.limits), np.int64) if self.tables is None else self.tables.total(counts)
+
+
+def _moves(
+    allowed: tuple[IntArray, ...], tables: TableCosts | None
+) -> tuple[tuple[IntArray, ...], tuple[IntArray, ...]]:
+    """Steps of each class, to the next count and in strides."""
+    fine = tuple(_neighbouring(np.arange(len(a))) for a in allowed)
+    if tables is None:
+        return fine, fine
+    coarse = tuple(
+        _strides(a, tops) if len(tops) > 1 else f
+        for a, tops, f in zip(allowed, tables.tops, fine, strict=True)
+    )
+    return fine, coarse
 
 
 def _neighbouring(stops: IntArray, levels: int | None = None) -> IntArray:
