@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from qcqp_prune.train.history import EpochRecord
+from qcqp_prune.train.regularizer import Regularizer
 
 
 @dataclass
@@ -25,9 +26,11 @@ class TrainingState:
         epoch: the present one, from 0.
         batch: the present batch of the epoch, from 0.
         batches: batches in an epoch, None where the loader has no length.
-        loss: of the present batch.
+        loss: of the present batch, without the penalty.
         records: the epochs done.
         stop: set by a callback to end the run after this epoch.
+        regularizer: what is added to the loss, None for nothing.
+        penalty: its value before the present batch's step.
     """
 
     model: nn.Module
@@ -39,6 +42,8 @@ class TrainingState:
     loss: float = 0.0
     records: list[EpochRecord] = field(default_factory=list)
     stop: bool = False
+    regularizer: Regularizer | None = None
+    penalty: float = 0.0
 
 
 class Callback(Protocol):

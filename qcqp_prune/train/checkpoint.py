@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from qcqp_prune.errors import TrainingError
 from qcqp_prune.train.config import FinetuneConfig
 from qcqp_prune.train.history import EpochRecord
+from qcqp_prune.train.regularizer import Regularizer
 
-_VERSION = 1
+_VERSION = 2
 _HEADER, _DIGEST = "qcqp_prune.checkpoint", "qcqp_prune.sha256"
 # Where a run goes on and whether it is watched do not change what it computes.
 _FREE = ("device", "progress")
@@ -34,26 +35,40 @@ class RunIdentity:
         config: of both runs.
         epochs: of the whole run; the schedule of the learning rate depends on it.
         trained: names of the parameters that are trained, in the optimiser's order.
+        regularizer: what is added to the loss; empty for nothing.
     """
 
     config: FinetuneConfig
     epochs: int
     trained: tuple[str, ...]
+    regularizer: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON gives back unchanged."""
         config = {name: value for name, value in asdict(self.config).items() if name not in _FREE}
-        plain = {"epochs": self.epochs, "trained": self.trained, **config}
+        plain = {
+            "epochs": self.epochs,
+            "trained": self.trained,
+            "regularizer": dict(self.regularizer),
+            **config,
+        }
         return dict(json.loads(json.dumps(plain)))
 
 
 def write_checkpoint(
-    path: Path, identity: RunIdentity, model: nn.Module, optimizer: Optimizer, records: list[EpochRecord]
+    path: Path,
+    identity: RunIdentity,
+    model: nn.Module,
+    optimizer: Optimizer,
+    records: list[EpochRecord],
+    regularizer: Regularizer | None = None,
 ) -> None:
     """Write a checkpoint after an epoch: aside first, then renamed, so that a kill leaves the old one whole."""
     tensors: dict[str, Tensor] = {}
     for name, value in _tensor_state(model).items():
         tensors[f"model/{name}"] = _detached(value)
+    for name, value in ({} if regularizer is None else regularizer.state_dict()).items():
+        tensors[f"regularizer/{name}"] = _detached(value)
     scalars: dict[str, Any] = {}
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
@@ -78,7 +93,11 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path, identity: RunIdentity, model: nn.Module, optimizer: Optimizer
+    path: Path,
+    identity: RunIdentity,
+    model: nn.Module,
+    optimizer: Optimizer,
+    regularizer: Regularizer | None = None,
 ) -> list[EpochRecord]:
     """Fill model and optimiser from a checkpoint, and return the epochs that were done.
 
@@ -98,6 +117,11 @@ def read_checkpoint(
             _, index, entry = name.split("/", 2)
             state.setdefault(int(index), {})[entry] = value
     model.load_state_dict(weights)
+    if regularizer is not None:
+        prefix = "regularizer/"
+        regularizer.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return [EpochRecord(**record) for record in header["records"]]
 

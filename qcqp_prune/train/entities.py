@@ -53,14 +53,12 @@ class Entities:
         owner: ``(rows,) int64``, the entity of each row; -1 where the row stays whatever is chosen.
         units: ``(rows,) int64``, the flat unit index of each row: of its output channel, or of its column.
         count: number of entities.
-        unit_count: units of the graph.
     """
 
     blocks: tuple[Block, ...]
     owner: IntArray
     units: IntArray
     count: int
-    unit_count: int
 
     @classmethod
     def of(
@@ -97,7 +95,7 @@ class Entities:
         owner = np.full(len(unit), -1, np.int64)
         kinds = unit[free] if structure == "units" else np.flatnonzero(free)
         owner[free] = np.unique(kinds, return_inverse=True)[1].ravel()
-        return cls(tuple(blocks), owner, unit, int(owner.max()) + 1, graph.unit_count)
+        return cls(tuple(blocks), owner, unit, int(owner.max()) + 1)
 
     @cached_property
     def unit_of(self) -> IntArray:
@@ -106,12 +104,12 @@ class Entities:
         out[self.owner[self.owner >= 0]] = self.units[self.owner >= 0]
         return out
 
-    def by_unit(self, values: npt.ArrayLike, *, stays: float = 1.0) -> FloatArray:
-        """The largest of the entities' values for each unit, ``(unit_count,)``; ``stays`` for units without one."""
-        out = np.full(self.unit_count, -np.inf)
-        np.maximum.at(out, self.unit_of, np.asarray(values, np.float64))
-        out[np.isneginf(out)] = stays
-        return out
+
+def by_unit(graph: ChannelGraph, unit_of: IntArray, values: npt.ArrayLike) -> FloatArray:
+    """The largest of the entities' values for each unit, ``(units,)``; 1 for units without entities or that stay."""
+    out = np.full(graph.unit_count, -np.inf)
+    np.maximum.at(out, unit_of, np.asarray(values, np.float64))
+    return np.where(np.isneginf(out) | graph.stays, 1.0, out)
 
 
 def weights_of(model: nn.Module, entities: Entities) -> dict[str, nn.Parameter]:

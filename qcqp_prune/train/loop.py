@@ -25,6 +25,7 @@ from qcqp_prune.train.config import FinetuneConfig
 from qcqp_prune.train.evaluate import evaluate
 from qcqp_prune.train.history import EpochRecord, TrainingHistory
 from qcqp_prune.train.modes import modes_kept, placed, random_state_kept
+from qcqp_prune.train.regularizer import Regularizer
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def finetune(
     validation: Loader | None = None,
     callbacks: Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
+    regularizer: Regularizer | None = None,
 ) -> TrainingHistory:
     """Train a classifier on from the weights it has.
 
@@ -58,6 +60,7 @@ def finetune(
         callbacks: called in the order given.
         checkpoint: a file written after each epoch, and gone on from where it is there already. A run that it says is
             complete is not repeated: its weights are loaded.
+        regularizer: a penalty that is added to the loss, such as `SPR` or `PSP`, made for this model.
 
     Returns:
         A record of each epoch.
@@ -81,11 +84,13 @@ def finetune(
         device = stack.enter_context(placed(model, config.device))
         stack.enter_context(random_state_kept(device))
         optimizer = _optimizer(config, list(trained.values()))
-        state = TrainingState(model, optimizer, epochs, batches=length_of(loader))
-        identity = RunIdentity(config, epochs, tuple(trained))
+        state = TrainingState(model, optimizer, epochs, batches=length_of(loader), regularizer=regularizer)
+        identity = RunIdentity(
+            config, epochs, tuple(trained), {} if regularizer is None else regularizer.describe()
+        )
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
-            state.records = read_checkpoint(path, identity, model, optimizer)
+            state.records = read_checkpoint(path, identity, model, optimizer, regularizer)
             logger.info("Resuming from %s after epoch %d of %d.", path, len(state.records), epochs)
         resumed_at = len(state.records)
         if config.progress and resumed_at < epochs:
@@ -94,7 +99,7 @@ def finetune(
             state.epoch = epoch
             _epoch(state, loader, config, callbacks, device, validation)
             if path is not None:
-                write_checkpoint(path, identity, model, optimizer, state.records)
+                write_checkpoint(path, identity, model, optimizer, state.records, regularizer)
             if state.stop:
                 break
     return TrainingHistory(tuple(state.records), resumed_at)
@@ -113,7 +118,7 @@ def _epoch(
     _train_mode(state.model)
     for callback in callbacks:
         callback.on_epoch_start(state)
-    loss_sum, right, samples, lr = 0.0, 0, 0, 0.0
+    loss_sum, penalty_sum, right, samples, lr = 0.0, 0.0, 0, 0, 0.0
     for batch, (inputs, targets) in enumerate(batches_of(loader, device)):
         state.batch = batch
         share = batch / state.batches if state.batches else 0.0
@@ -122,6 +127,7 @@ def _epoch(
             group["lr"] = lr
         logits = _step(state, inputs, targets, config, device)
         loss_sum += state.loss * len(targets)
+        penalty_sum += state.penalty * len(targets)
         right += int((logits.argmax(dim=1) == targets).sum())
         samples += len(targets)
         for callback in callbacks:
@@ -142,6 +148,7 @@ def _epoch(
             validation_loss=None if held_out is None else held_out.loss,
             validation_accuracy=None if held_out is None else held_out.accuracy,
             seconds=time.perf_counter() - start,
+            penalty=None if state.regularizer is None else penalty_sum / samples,
         )
     )
     logger.info("%s", state.records[-1])
@@ -165,11 +172,17 @@ def _step(
     state.loss = loss.item()
     if not math.isfinite(state.loss):
         raise _diverged(state, f"the loss is {state.loss}")
+    if state.regularizer is not None:
+        penalty = state.regularizer()
+        state.penalty = penalty.item()
+        loss = loss + penalty
     torch.autograd.backward(loss)
     if config.grad_clip is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, config.grad_clip)
     state.optimizer.step()
+    if state.regularizer is not None:
+        state.regularizer.after_step()
     return logits.detach()
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
-from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.channels import ChannelGraph, IntArray
 from qcqp_prune.graph.grouping import matches
 from qcqp_prune.program.coefficients import FloatArray
 
@@ -118,6 +120,8 @@ class PSP:
         for name in names:
             if parametrize.is_parametrized(modules[name], "weight"):
                 raise InvalidOptionError(f"the weight of {name} is parameterised already: fold that first")
+        self._graph = graph
+        self._prices: list[Tensor] | None = None
         generator = torch.Generator().manual_seed(self.config.seed)
         self.scales: dict[str, ThresholdedScale] = {}
         self._modules = {name: modules[name] for name in names}
@@ -128,14 +132,58 @@ class PSP:
             parametrize.register_parametrization(module, "weight", self.scales[name], unsafe=True)
 
     def __call__(self) -> Tensor:
-        """The l1 penalty on all structure parameters, a scalar tensor with a gradient; 0 with weight decay alone."""
+        """The l1 penalty on all structure parameters, a scalar tensor with a gradient; 0 with weight decay alone.
+
+        After ``set_prices`` each structure has its own price in place of the config's strength.
+        """
         alphas = self.parameters()
+        if self._prices is not None:
+            terms = torch._foreach_mul(torch._foreach_abs(list[Tensor](alphas)), self._prices)
+            return torch.stack([t.sum() for t in terms]).sum()
         if not self.config.l1:
             return alphas[0].new_zeros(())
         return self.config.l1 * torch.stack(torch._foreach_norm(list[Tensor](alphas), 1)).sum()
 
     def after_step(self) -> None:
         """Nothing: the threshold acts in the next forward pass."""
+
+    @cached_property
+    def unit_of(self) -> IntArray:
+        """The unit of each structure, ``(structures,)``; for input channels of a graph's layers.
+
+        Raises:
+            InvalidOptionError: the structure is another one, or no graph was given.
+        """
+        if self.config.structure != "channel" or self._graph is None:
+            raise InvalidOptionError(
+                'budgets need structures that are units of a graph: take structure="channel" and give the graph'
+            )
+        layers = {layer.name: layer for layer in self._graph.layers}
+        return np.concatenate([self._graph.axes[layers[name].in_axis] for name in self.scales])
+
+    def indicators(self) -> FloatArray:
+        """``|nu|`` of each structure over the largest of its layer, ``(structures,)`` in [0, 1]."""
+        found = [v / max(float(v.max()), np.finfo(np.float64).tiny) for v in self.values().values()]
+        return np.concatenate([v.ravel() for v in found])
+
+    def set_prices(self, prices: FloatArray) -> None:
+        """Take ``sum_i price_i |alpha_i|`` for the penalty; ``(structures,)``, at least 0."""
+        alphas = self.parameters()
+        parts = np.split(np.asarray(prices, np.float64), np.cumsum([a.numel() for a in alphas])[:-1])
+        self._prices = [
+            torch.from_numpy(p).reshape(a.shape).to(a) for p, a in zip(parts, alphas, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """Its config, and the layers that it scales."""
+        return {"kind": "psp", **asdict(self.config), "layers": list(self.scales)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: the parameters are the network's."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to load."""
 
     def parameters(self) -> list[nn.Parameter]:
         """All structure parameters, for a group of their own in an optimiser."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import FloatArray
-from qcqp_prune.train.entities import Entities, Structure, weights_of
+from qcqp_prune.train.entities import Entities, Structure, by_unit, weights_of
 from qcqp_prune.train.perspective import Perspective, Variant, perspective
 from qcqp_prune.train.rows import RowSums, RowValues
 
@@ -103,7 +103,7 @@ class SPR:
         self._rows = RowSums(self.entities, self._tensors)
         self._running = isinstance(bounds, str) and bounds == "running"
         self._limit = _limits(self.entities, self._tensors, bounds)
-        self._weights = torch.empty(0)
+        self._prices = torch.empty(0)
         sizes = self._rows.sizes.astype(np.float64)
         self.set_weights(sizes if weights is None else weights)
 
@@ -120,8 +120,17 @@ class SPR:
             )
         if not np.isfinite(values).all() or (values < 0).any() or not values.sum() > 0:
             raise InvalidOptionError("weights of entities: give finite numbers from 0 up, not all 0")
+        self.set_prices(self.config.strength * values / values.sum())
+
+    @property
+    def unit_of(self) -> IntArray:
+        """The unit of each entity, ``(entities,)``."""
+        return self.entities.unit_of
+
+    def set_prices(self, prices: FloatArray) -> None:
+        """Take ``sum_i price_i z_i`` for the penalty, whatever the strength; ``(entities,)``, at least 0."""
         reference = self._tensors[0]
-        self._weights = torch.from_numpy(values / values.sum()).to(reference.device, reference.dtype)
+        self._prices = torch.from_numpy(np.asarray(prices, np.float64)).to(reference.device, reference.dtype)
 
     def __call__(self) -> Tensor:
         """The penalty, a scalar tensor with a gradient towards the weights."""
@@ -144,7 +153,7 @@ class SPR:
 
     def unit_indicators(self) -> FloatArray:
         """The relaxed indicator of each unit, ``(units,)``: the largest of its entities', 1 for units without any."""
-        return np.asarray(self.entities.by_unit(self.indicators()))
+        return by_unit(self.graph, self.unit_of, self.indicators())
 
     @torch.no_grad()
     def zeros(self, small: float = SMALL, share: float = SHARE) -> BoolArray:
@@ -155,7 +164,7 @@ class SPR:
 
     def masks(self, small: float = SMALL, share: float = SHARE) -> Masks:
         """What the published rule keeps: units with an entity that is not zero, and at least one of each group."""
-        keep = self.entities.by_unit(~self.zeros(small, share)) > 0
+        keep = by_unit(self.graph, self.unit_of, ~self.zeros(small, share)) > 0
         worth = self.unit_indicators()
         for g, group in enumerate(self.graph.groups):
             span = self.graph.units(g)
@@ -165,14 +174,18 @@ class SPR:
             keep[order[: allowed[0]]] = True
         return Masks.from_flat(self.graph, keep)
 
+    def describe(self) -> dict[str, Any]:
+        """Its config, and the graph that it was made for."""
+        return {"kind": "spr", **asdict(self.config), "graph": self.graph.fingerprint}
+
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs: the bounds, and the weights of the entities."""
-        return {"limit": self._limit.clone(), "weights": self._weights.clone()}
+        """What a resumed run needs: the bounds, and the prices of the entities."""
+        return {"limit": self._limit.clone(), "prices": self._prices.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._limit.copy_(state["limit"])
-        self._weights.copy_(state["weights"])
+        self._prices.copy_(state["prices"])
 
     def _row_limits(self) -> Tensor:
         return self._limit.clamp(min=torch.finfo(self._limit.dtype).tiny)[self._rows.block]
@@ -183,7 +196,7 @@ class SPR:
         rows, count = self._rows.values(tensors), self.entities.count
         owner, device = self._rows.owner, rows.square.device
         if self._limit.device != device:
-            self._limit, self._weights = self._limit.to(device), self._weights.to(device)
+            self._limit, self._prices = self._limit.to(device), self._prices.to(device)
         if self._running:
             self._limit.scatter_reduce_(0, self._rows.block, rows.largest, "amax")
         reach = rows.largest / self._row_limits()
@@ -199,7 +212,7 @@ class _Penalty(torch.autograd.Function):
     def forward(ctx: Any, spr: SPR, *tensors: Tensor) -> Tensor:
         values, rows, reach = spr._evaluated(tensors)
         limit = spr._row_limits()
-        factor = spr.config.strength * spr._weights
+        factor = spr._prices
         share = _shares(spr._rows.owner, reach, spr.entities.count)
         ctx.rows, ctx.sums = rows, spr._rows
         ctx.scale = _of_rows(factor * values.scale, spr._rows.owner)

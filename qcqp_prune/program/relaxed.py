@@ -1,0 +1,65 @@
+"""Resource forms at fractional counts: what relaxed masks use, and what a little more of a group would."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from qcqp_prune.program.coefficients import FloatArray, IntArray
+from qcqp_prune.program.forms import CountForm, UseForm
+from qcqp_prune.program.tables import CountTable
+
+
+def relaxed_use(form: UseForm, counts: npt.ArrayLike) -> tuple[float, FloatArray]:
+    """Value and slopes of a form at fractional counts.
+
+    Products are taken as they are, tables are read by linear interpolation between their levels, and of a maximum over
+    steps the largest counts. At whole counts that lie on the levels of all tables the value is the form's.
+
+    Args:
+        form: the exact form.
+        counts: ``(group_count,) float64`` relaxed counts, such as sums of relaxed masks.
+
+    Returns:
+        The use, and ``(group_count,)`` what a unit more of each group costs there.
+    """
+    n = np.asarray(counts, np.float64)
+    return max((_relaxed(part, n) for part in form.parts), key=lambda found: found[0])
+
+
+def _relaxed(form: CountForm, n: FloatArray) -> tuple[float, FloatArray]:
+    rows, cols, coefs = form.rows, form.cols, form.coefs.astype(np.float64)
+    value = float(form.constant) + float(form.linear @ n) + float(coefs @ (n[rows] * n[cols]))
+    slopes = form.linear.astype(np.float64)
+    np.add.at(slopes, rows, coefs * n[cols])
+    np.add.at(slopes, cols, coefs * n[rows])
+    for table in form.tables:
+        use, rises = _between_levels(table, n)
+        value += use
+        for shares, rise in zip((table.first, table.second), rises, strict=True):
+            for g, share in shares:
+                slopes[g] += share * rise
+    return value, slopes
+
+
+def _between_levels(table: CountTable, n: FloatArray) -> tuple[float, tuple[float, float]]:
+    (i, a, step_a), (j, b, step_b) = (
+        _place(levels, sum(share * float(n[g]) for g, share in shares))
+        for levels, shares in ((table.first_levels, table.first), (table.second_levels, table.second))
+    )
+    corner = table.values[
+        np.ix_([i, min(i + 1, len(table.first_levels) - 1)], [j, min(j + 1, len(table.second_levels) - 1)])
+    ].astype(np.float64)
+    left, right = corner @ np.asarray([1 - b, b])
+    low, high = np.asarray([1 - a, a]) @ corner
+    rises = ((right - left) / step_a if step_a else 0.0, (high - low) / step_b if step_b else 0.0)
+    return float((1 - a) * left + a * right), rises
+
+
+def _place(levels: IntArray, total: float) -> tuple[int, float, float]:
+    """The level below, the share of the way to the next one, and the distance between the two; 0 beyond the ends."""
+    if len(levels) == 1 or total <= levels[0]:
+        return 0, 0.0, 0.0
+    i = min(int(np.searchsorted(levels, total, side="left")) - 1, len(levels) - 2)
+    step = float(levels[i + 1] - levels[i])
+    return i, min((total - float(levels[i])) / step, 1.0), step
