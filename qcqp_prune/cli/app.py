@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.logging import RichHandler
 
-from qcqp_prune.cli import commands, jobs, proofs
+from qcqp_prune.cli import commands, comparison, jobs, proofs
 from qcqp_prune.cli.console import ERR, OUT
 from qcqp_prune.errors import MissingDependencyError, QcqpPruneError
 from qcqp_prune.storage import library_version
@@ -33,6 +33,7 @@ app.command()(commands.latency)
 app.command()(commands.solve)
 app.command()(proofs.certify)
 app.command()(proofs.pareto)
+app.command("compare")(comparison.compare_selections)
 app.command()(commands.shrink)
 app.command()(commands.report)
 app.command()(commands.solvers)

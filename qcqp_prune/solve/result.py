@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.restriction import Restriction
 from qcqp_prune.solve.proof import AnyProof, Tangent
 
@@ -102,6 +103,7 @@ class RawSolution:
         tangents: bounds as functions of the limits.
         restriction: what the backend proved of single units and counts; ``auto`` hands the rest to other solvers.
         near: where no point is held, one that misses nothing but the lower end of a band, for the message.
+        relaxed: ``(n,) float64``, the point of the continuous relaxation that was solved, where there is one.
     """
 
     termination: Termination
@@ -117,6 +119,7 @@ class RawSolution:
     tangents: tuple[Tangent, ...] = field(default=(), repr=False)
     restriction: Restriction | None = None
     near: npt.NDArray[Any] | None = None
+    relaxed: FloatArray | None = field(default=None, repr=False)
 
 
 class TraceRecorder:

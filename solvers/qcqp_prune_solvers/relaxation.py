@@ -27,6 +27,7 @@ from qcqp_prune.solve.result import (
 from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.first_order import Relaxed, relax
 from qcqp_prune_solvers.search.families import Families, rounded
+from qcqp_prune_solvers.linear import REDUCTIONS, require_reduction, require_room
 from qcqp_prune_solvers.search.linked import LinkedState
 from qcqp_prune_solvers.search.linked import drop as drop_steps
 from qcqp_prune_solvers.search.linked import fill as fill_steps
@@ -39,14 +40,20 @@ THRESHOLDS = (0.5, 0.1, -1.0)
 
 
 class RelaxationBackend:
-    """Bounds by the cardinality-RLT relaxation, or by the perspective one where that is too large; no branching.
+    """Bounds by a linear relaxation; no branching. One unit of work is one iteration of the first-order method.
 
-    One unit of work is one iteration of the first-order method.
+    Args:
+        reduction: ``cardinality_rlt``, ``perspective`` or ``mccormick``; the first, or the second where that is too
+            large, when None.
     """
 
     name = "relaxation"
     scope = "bounds: by a linear relaxation, up to a few thousand channels; rounds it to a selection"
     classes = (ProblemClass(2, 2, integral=True, convex=False, tables=True),)
+
+    def __init__(self, reduction: str | None = None) -> None:
+        require_reduction("relaxation", reduction)
+        self._reduction = reduction
 
     def availability(self) -> Availability:
         """Always available: NumPy and SciPy only."""
@@ -72,7 +79,7 @@ class RelaxationBackend:
         if not program.counts_within(least):
             # Costs never fall with counts, so this is a proof.
             return RawSolution(Termination(Reason.INFEASIBLE), solver_version=_version())
-        reduction = _choose(program)
+        reduction = self._choose(program)
         recorder = TraceRecorder(options.on_event)
         held = None if options.warm_start is None else program.objective(options.warm_start)
 
@@ -95,6 +102,7 @@ class RelaxationBackend:
                 bound=relaxed.bound,
                 trace=recorder.points,
                 reduction=reduction.name,
+                relaxed=fraction,
             )
         worth = program.objective(x)
         recorder.add(TracePoint(time.perf_counter() - started, relaxed.iterations, worth, relaxed.bound))
@@ -107,18 +115,22 @@ class RelaxationBackend:
             trace=recorder.points,
             solver_version=_version(),
             reduction=reduction.name,
+            relaxed=fraction,
             statistics={"iterations": float(relaxed.iterations), "converged": float(relaxed.converged)},
         )
 
-
-def _choose(program: Program) -> Reduction:
-    for reduction in (CardinalityRLT(), Perspective()):
-        if reduction.accepts(program):
+    def _choose(self, program: Program) -> Reduction:
+        if self._reduction is not None:
+            reduction = REDUCTIONS[self._reduction]()
+            require_room(program, reduction)
             return reduction
-    raise SolverIncapableError(
-        f"no relaxation of {program.size:,} units and {program.pair_count:,} products fits into memory: use "
-        'solver="block_coordinate", which gives a selection without a bound'
-    )
+        for reduction in (CardinalityRLT(), Perspective()):
+            if reduction.accepts(program):
+                return reduction
+        raise SolverIncapableError(
+            f"no relaxation of {program.size:,} units and {program.pair_count:,} products fits into memory: use "
+            'solver="block_coordinate", which gives a selection without a bound'
+        )
 
 
 def _rounded(program: Program, fraction: FloatArray) -> BoolArray:
