@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qcqp_prune.analyse import Comparison, RelaxedMasks, compare, relax
 from qcqp_prune.errors import (
     BackendError,
     CertificateError,
@@ -65,16 +66,30 @@ if TYPE_CHECKING:
     from qcqp_prune.pipeline import Recovery, prune
     from qcqp_prune.report import PruneReport
     from qcqp_prune.resources.timing import measure_latency
-    from qcqp_prune.train import FinetuneConfig, evaluate, finetune, recalibrate_batch_norm
+    from qcqp_prune.train import (
+        PSP,
+        SPR,
+        BudgetController,
+        FinetuneConfig,
+        PSPConfig,
+        SPRConfig,
+        evaluate,
+        finetune,
+        recalibrate_batch_norm,
+    )
 
 __version__ = library_version()
 
 __all__ = [
+    "PSP",
+    "SPR",
     "AcceleratorCycles",
     "BackendError",
     "BatchNormScale",
+    "BudgetController",
     "CertificateError",
     "ChannelGraph",
+    "Comparison",
     "ConfigError",
     "DataError",
     "FinetuneConfig",
@@ -94,6 +109,7 @@ __all__ = [
     "NoCertificateError",
     "NoIncumbentError",
     "NothingToPruneError",
+    "PSPConfig",
     "PairTerm",
     "PairwiseForm",
     "Params",
@@ -104,6 +120,8 @@ __all__ = [
     "PruningProblem",
     "QcqpPruneError",
     "Recovery",
+    "RelaxedMasks",
+    "SPRConfig",
     "SolveOptions",
     "SolveReport",
     "SolverIncapableError",
@@ -116,6 +134,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "available_solvers",
+    "compare",
     "evaluate",
     "finetune",
     "load",
@@ -124,6 +143,7 @@ __all__ = [
     "pareto",
     "prune",
     "recalibrate_batch_norm",
+    "relax",
     "save",
     "shrink",
     "shrink_and_verify",
@@ -132,11 +152,16 @@ __all__ = [
 ]
 
 _LAZY = {
+    "PSP": "train",
+    "SPR": "train",
     "BatchNormScale": "importance",
+    "BudgetController": "train",
     "FinetuneConfig": "train",
     "Magnitude": "importance",
+    "PSPConfig": "train",
     "PruneReport": "report",
     "Recovery": "pipeline",
+    "SPRConfig": "train",
     "Taylor": "importance",
     "Verification": "apply.verification",
     "evaluate": "train",
