@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from qcqp_prune.apply.removed import drop_blocks, removed_tensors
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
-from qcqp_prune.apply.uneven_rnn import put_uneven
 from qcqp_prune.apply.slim_attention import slim_attentions
+from qcqp_prune.apply.uneven_rnn import put_uneven
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.state import caches_dropped

@@ -26,8 +26,8 @@ from qcqp_prune.solve.result import (
 )
 from qcqp_prune.solve.verify import is_closed
 from qcqp_prune_solvers.first_order import Relaxed, relax
-from qcqp_prune_solvers.search.families import Families, rounded
 from qcqp_prune_solvers.linear import REDUCTIONS, require_reduction, require_room
+from qcqp_prune_solvers.search.families import Families, rounded
 from qcqp_prune_solvers.search.linked import LinkedState
 from qcqp_prune_solvers.search.linked import drop as drop_steps
 from qcqp_prune_solvers.search.linked import fill as fill_steps
