@@ -20,6 +20,7 @@ from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
+from qcqp_prune.graph.units import Units
 from qcqp_prune.importance import Magnitude
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
@@ -104,7 +105,7 @@ def prune(
     ignored_layers: Ignored = (),
     round_to: Amount = 1,
     min_keep: Amount = 1,
-    residual_streams: bool = False,
+    units: Units | None = None,
     columns: Columns = False,
     sharing: Sharing = "strict",
     resources: Sequence[Resource] = (),
@@ -126,7 +127,7 @@ def prune(
         ignored_layers: as for ``trace``.
         round_to: as for ``trace``.
         min_keep: as for ``trace``.
-        residual_streams: as for ``trace``.
+        units: as for ``trace``.
         columns: as for ``trace``.
         sharing: as for ``trace``.
         resources: further resources to budget and to measure.
@@ -159,7 +160,7 @@ def prune(
             ignored_layers=ignored_layers,
             round_to=round_to,
             min_keep=min_keep,
-            residual_streams=residual_streams,
+            units=units,
             columns=columns,
             sharing=sharing,
         )

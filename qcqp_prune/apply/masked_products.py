@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcqp_prune.apply.masked_ops import Rule, Value, _argument, _hold, _run
+from qcqp_prune.apply.masked_ops import Rule, Value, _hold, _run
 from qcqp_prune.errors import UnsupportedOpError
 
 
@@ -25,17 +25,15 @@ def added_product(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def attention(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-    """Whole heads may be removed: their queries, keys and values are zero, and so is what they give.
+    """Heads or dimensions of all heads may be removed: what is removed of queries, keys and values is zero.
+
+    The scale is that of the dense network: a removed dimension takes its term out of each score, no more.
 
     Raises:
-        UnsupportedOpError: positions are removed, or entries of a head whose size sets the scale.
+        UnsupportedOpError: positions are removed.
     """
     q, k, v = args[:3]
-    names = ("query", "key", "value")
-    if _argument(target, args, kwargs, "scale", None) is None:
-        for name, value in zip(names[:2], (q, k), strict=True):
-            _require_alike(name, value, -1)
-    for name, value in zip(names, (q, k, v), strict=True):
+    for name, value in zip(("query", "key", "value"), (q, k, v), strict=True):
         _require_alike(name, value, -2)
     out = _run(target, args, kwargs)
     mask = torch.ones_like(out, dtype=torch.bool)
@@ -55,8 +53,7 @@ def _per_query_head(mask: Tensor, out: Tensor) -> Tensor:
 def _require_alike(name: str, value: Value, dim: int) -> None:
     if value.mask is not None and not bool((value.mask == value.mask.amax(dim, keepdim=True)).all()):
         raise UnsupportedOpError(
-            f"attention with a {name} of which only parts of a head or of the positions are kept: "
-            "pass the layer in ignored_layers"
+            f"attention with a {name} of which only some positions are kept: pass the layer in ignored_layers"
         )
 
 

@@ -237,10 +237,19 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
     elif name in ("layer_norm", "rms_norm"):
         shape = node.args[1]
         _set(node, 1, _sizes(shape, out[-len(shape) :]))  # type: ignore[arg-type]
+    elif name == "scaled_dot_product_attention":
+        _patch_scale(node, kept)
     elif name == "group_norm" and node.args[1] == len(out[1]):
         _set(node, 1, int(out[1].sum()))
     elif name.startswith("conv"):
         _patch_groups(node, kept)
+
+
+def _patch_scale(node: Node, kept: dict[Node, Any]) -> None:
+    """The scale of attention is the dense one's, also where it is worked out from the size of a head."""
+    dims = kept[node.args[0]][-1]  # type: ignore[index]
+    if node.kwargs.get("scale") is None and not dims.all():
+        node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(len(dims))}
 
 
 def _sizes(written: Any, kept: Kept) -> list[Any]:

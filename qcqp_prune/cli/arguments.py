@@ -73,6 +73,32 @@ def parse_amount(option: str, words: Sequence[str]) -> int | float | dict[str, i
     return {"*": amounts.pop("*"), **amounts} if "*" in amounts else (amounts or 1)
 
 
+def parse_units(words: Sequence[str]) -> tuple[str, ...] | dict[str, tuple[str, ...]] | None:
+    """``["heads,widths"]`` as kinds, ``["blocks.0*=head_dim"]`` as a mapping from layer globs; None for none.
+
+    Words without a glob add up to the kinds of every layer that no glob matches.
+
+    Raises:
+        ConfigError: a glob stands twice, or has no name.
+    """
+    every: list[str] = []
+    some: dict[str, tuple[str, ...]] = {}
+    for word in words:
+        pattern, equals, text = word.rpartition("=")
+        kinds = tuple(kind.strip() for kind in text.split(",") if kind.strip())
+        if not equals:
+            every += kinds
+        elif not pattern.strip() or pattern.strip() in some:
+            raise ConfigError(
+                f"--units {word!r} cannot be read: write kinds, or LAYER_GLOB=kinds once for each glob"
+            )
+        else:
+            some[pattern.strip()] = kinds
+    if not some:
+        return tuple(every) or None
+    return {"*": tuple(every), **some} if every else some
+
+
 def further_resources(latency_table: Path | None, accelerator: str | None) -> list[Resource]:
     """Resources that need more than a name: ``latency`` from a file, ``cycles`` of an engine such as ``8x8``.
 

@@ -14,6 +14,7 @@ from qcqp_prune.cli.arguments import (
     parse_importance,
     parse_kwargs,
     parse_shape,
+    parse_units,
 )
 from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote, wrote_certificate
 from qcqp_prune.errors import ConfigError, PlanError
@@ -68,6 +69,13 @@ def trace(
         list[str] | None,
         typer.Option(help="Least kept channels of a layer: 4, a share 0.1, or LAYER_GLOB=4. May repeat."),
     ] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Kinds of units that may go: widths, heads, head_dim, experts, stream; or LAYER_GLOB=kinds. "
+            "widths,heads,experts if not given. May repeat."
+        ),
+    ] = None,
     columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,6 +108,7 @@ def trace(
         ignored_layers=ignore or (),
         round_to=parse_amount("--round-to", round_to or []),
         min_keep=parse_amount("--min-keep", min_keep or []),
+        units=parse_units(units or []),
         columns=(True if "*" in columns else columns) if columns else False,
         sharing=sharing,
     )

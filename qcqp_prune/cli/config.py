@@ -51,6 +51,7 @@ class TraceSection:
     ignored_layers: tuple[str, ...] = ()
     round_to: int | Mapping[str, int] = 1
     min_keep: int | float | Mapping[str, int | float] = 1
+    units: tuple[str, ...] | Mapping[str, Sequence[str]] | None = None
     columns: bool | tuple[str, ...] = False
     sharing: Literal["strict", "free"] = "strict"
 

@@ -82,6 +82,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             ignored_layers=config.trace.ignored_layers,
             round_to=config.trace.round_to,
             min_keep=config.trace.min_keep,
+            units=config.trace.units,
             columns=config.trace.columns,
             sharing=config.trace.sharing,
             realisation=config.shrink.realisation,
@@ -123,6 +124,7 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
         ignored_layers=config.trace.ignored_layers,
         round_to=config.trace.round_to,
         min_keep=config.trace.min_keep,
+        units=config.trace.units,
         columns=config.trace.columns,
         sharing=config.trace.sharing,
     )

@@ -1,7 +1,7 @@
-"""Which part of a reshaped dimension stands for attention heads.
+"""Which part of a reshaped dimension stands for attention heads, and which for the dimensions of each.
 
 A width of 768 that is reshaped to 12 x 64 may lose whole rows or whole columns. Which of them are heads shows further
-on: a head is a dimension over which a product of matrices is repeated, never one that it sums over.
+on: a head is a dimension over which a product of matrices is repeated, its dimensions are rows or columns of these.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ _FARTHEST = 256
 """Operators that are looked at behind one reshape."""
 
 
-def head_dimension(node: Node, dims: list[int]) -> int | None:
+def head_dimension(node: Node, dims: list[int], *, size: bool = False) -> int | None:
     """The dimension of a reshaped tensor that is a batch dimension of the products that it goes into.
 
     Args:
         node: the reshape.
         dims: the dimensions in question.
+        size: ask for the one that is a row or column of the matrices instead.
 
     Returns:
         One of ``dims``, or None where no product of matrices tells.
@@ -64,7 +65,7 @@ def head_dimension(node: Node, dims: list[int]) -> int | None:
             if user in seen:
                 continue
             if op_name(user) in PRODUCTS and source in user.args[PRODUCTS[op_name(user)]]:
-                found = _over_which(source, places)
+                found = _in_product(source, places, size=size)
                 if found is not None:
                     return found
                 continue
@@ -75,9 +76,9 @@ def head_dimension(node: Node, dims: list[int]) -> int | None:
     return None
 
 
-def _over_which(source: Node, places: Places) -> int | None:
+def _in_product(source: Node, places: Places, *, size: bool) -> int | None:
     rank = len(source.meta["val"].shape)
-    return next((d for d, now in places.items() if any(p < rank - 2 for p in now)), None)
+    return next((d for d, now in places.items() if any((p >= rank - 2) == size for p in now)), None)
 
 
 def _carried(user: Node, source: Node, places: Places) -> Places | None:

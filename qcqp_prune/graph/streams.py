@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from qcqp_prune.graph.channels import BoolArray, IntArray
-from qcqp_prune.graph.walk import Walk
 
-STREAM = "the residual stream of a transformer stays whole unless trace(..., residual_streams=True)"
+if TYPE_CHECKING:
+    from qcqp_prune.graph.walk import Walk
 
 
-def keep_streams(walk: Walk) -> None:
-    """Freeze each stream: what linear maps make heads of and what linear maps from heads add to, at once.
+def stream_labels(walk: Walk) -> list[IntArray]:
+    """Positions of each stream: what linear maps make heads of and what linear maps from heads add to, at once.
 
     A stream that only convolutions read, as around attention in a convolutional network, is not one.
     """
@@ -21,8 +23,7 @@ def keep_streams(walk: Walk) -> None:
     read = [x.in_labels for x in linear if heads[classes[x.out_labels]].any()]
     written = [x.out_labels for x in linear if heads[classes[x.in_labels]].any()]
     stream = _marked(classes, read) & _marked(classes, written) & ~heads
-    for labels in read:
-        walk.table.freeze(labels[stream[classes[labels]]], STREAM)
+    return [labels[stream[classes[labels]]] for labels in read]
 
 
 def _marked(classes: IntArray, dims: list[IntArray]) -> BoolArray:

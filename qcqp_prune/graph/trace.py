@@ -33,9 +33,9 @@ from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
 from qcqp_prune.graph.sharing import always_kept, free
-from qcqp_prune.graph.streams import keep_streams
+from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked
 from qcqp_prune.graph.unknown import kept_whole
-from qcqp_prune.graph.walk import Handler, Walk, is_pointwise, op_name
+from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, is_pointwise, op_name
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def trace(
     ignored_layers: Ignored = (),
     round_to: Amount = 1,
     min_keep: Amount = 1,
-    residual_streams: bool = False,
+    units: Units | None = None,
     columns: Columns = False,
     sharing: Sharing = "strict",
     handlers: Mapping[str, Handler] | None = None,
@@ -69,8 +69,9 @@ def trace(
         round_to: kept channels of a layer are a multiple of this, or all of them; a number, or one for each glob.
         min_keep: least kept channels of a layer: a number, a share (float up to 1), or one for each glob.
             Where a layer's channels fall into several groups it is asked of each in proportion, rounded up.
-        residual_streams: whether the width of a transformer (what its blocks read and add to) may shrink as well as
-            its heads and its feed-forward layers. Residual streams of convolutional networks always may.
+        units: what may be removed: kinds among ``widths``, ``heads``, ``head_dim``, ``experts`` and ``stream`` (see
+            ``qcqp_prune.graph.units.Unit``), or such kinds for each layer glob, of which the last that matches a layer
+            wins. By default ``widths``, ``heads`` and ``experts``. Of one layer either heads go or dimensions of heads.
         columns: convolutions whose kernel columns are units too: True for all that can have them, or names or globs.
             A filter is then kept exactly when at least one of its columns is. Notes say which layers have none.
         sharing: ``strict`` ties the channels of tensors that are added; ``free`` gives each sum channels of its own,
@@ -82,7 +83,7 @@ def trace(
         UnknownLayerError: an ignored layer or a glob matches nothing.
         InvalidOptionError: an option has a value outside its domain.
     """
-    limits, split = Limits(round_to, min_keep), read_globs(columns)
+    limits, split, choice = Limits(round_to, min_keep), read_globs(columns), UnitChoice.read(units)
     if sharing not in get_args(Sharing):
         raise InvalidOptionError(f"sharing={sharing!r}: choose from {', '.join(get_args(Sharing))}")
     call = as_call(example_inputs)
@@ -91,12 +92,13 @@ def trace(
     names = canonical_names(model)
     placeholders = state_placeholders(program, names)
     walk = Walk(model, placeholders, batch_size(call), free_sums=sharing == "free")
+    aliases = _aliases(names)
+    walk.units = UnitBook(choice, lambda found: _base_name(walk, found, aliases))
     _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
-    layers = _named_layers(walk, names)
-    if not residual_streams:
-        keep_streams(walk)
+    layers = _named_layers(walk, aliases)
+    freeze_unasked(walk, layers)
     ignored = _ignore(walk, model, ignored_layers, layers)
-    for glob in (*limits.globs(), *filter(None, split)):
+    for glob in (*limits.globs(), *filter(None, split), *choice.globs()):
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
     _note_strict_sums(walk)
@@ -165,21 +167,30 @@ def _call(walk: Walk, node: Node, table: Mapping[str, Handler]) -> Axes | list[A
     return kept_whole(walk, node)
 
 
-def _named_layers(walk: Walk, names: Mapping[str, str]) -> list[NamedLayer]:
-    """Unique names: the module path where the operator is its module's own, else the weight's path."""
+def _aliases(names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Every path of each tensor, by its canonical name."""
     aliases: dict[str, list[str]] = {}
     for name, canonical in names.items():
         aliases.setdefault(canonical, []).append(name)
+    return aliases
+
+
+def _base_name(walk: Walk, found: FoundLayer, aliases: Mapping[str, list[str]]) -> str:
+    """The module path where the operator is its module's own, else the weight's path."""
+    path = walk.module_path(found.node)
+    if not found.weight:
+        return f"{path}.{found.op}" if path else found.op
+    owners = [_owner(alias) for alias in aliases.get(found.weight, [])]
+    raw = found.op == "linear_transposed" and not path  # a parameter of the model itself
+    return path if path in owners and not raw else (owners[0] or found.weight)
+
+
+def _named_layers(walk: Walk, aliases: Mapping[str, list[str]]) -> list[NamedLayer]:
+    """Unique names: a later call of a layer is numbered."""
     seen: dict[str, int] = {}
     layers = []
     for found in walk.layers:
-        path = walk.module_path(found.node)
-        owners = [_owner(alias) for alias in aliases.get(found.weight, [])]
-        if found.weight:
-            raw = found.op == "linear_transposed" and not path  # a parameter of the model itself
-            base = path if path in owners and not raw else (owners[0] or found.weight)
-        else:
-            base = f"{path}.{found.op}" if path else found.op
+        base = _base_name(walk, found, aliases)
         seen[base] = seen.get(base, 0) + 1
         name = base if seen[base] == 1 else f"{base}@{seen[base]}"
         layers.append(NamedLayer(name, found.in_labels, found.out_labels, has_weight=bool(found.weight)))

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.graph.axes import Axes, Labels, LabelTable
 from qcqp_prune.graph.channels import IntArray, Note
+from qcqp_prune.graph.units import UnitBook
 
 _ANCESTORS = 64
 
@@ -64,7 +65,7 @@ class Walk:
     """State of one walk in execution order. Handlers read arguments and labels here, and record what they find.
 
     ``products`` holds what products of two tensors run over, heads of attention among it; ``repeated`` the dimensions
-    (from the end) along which a tensor is one position, broadcast over many.
+    (from the end) along which a tensor is one position, broadcast over many; ``units`` what kinds of units there are.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Walk:
             free_sums: whether a sum of channels gets channels of its own.
         """
         self.free_sums = free_sums
+        self.units = UnitBook()
         self.table = LabelTable()
         self.layers: list[FoundLayer] = []
         self.products: list[IntArray] = []

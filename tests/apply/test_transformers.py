@@ -31,7 +31,7 @@ def tiny() -> nn.Module:
 def test_a_small_vision_transformer(streams: bool) -> None:
     """Four patches and a class token; two blocks of 4 heads of 8, and 48 wide feed-forward layers."""
     model, x = tiny(), image(32, 2)
-    graph = qp.trace(model, x, residual_streams=streams)
+    graph = qp.trace(model, x, units=["heads", "widths", "stream"] if streams else None)
     blocks = {BLOCK.format(b) + part: n for b in (0, 1) for part, n in (("self_attention", 4), ("mlp.0", 48))}
     assert widths(graph, free=True) == {**({"conv_proj": 32} if streams else {}), **blocks}
     for seed in range(2):

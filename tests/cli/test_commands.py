@@ -103,6 +103,20 @@ def test_amounts_may_be_shares_and_for_single_layers(run, net: Path, tmp_path: P
     assert counts("--round-to", "b=4") == {"a": [1, 2, 3, 4, 5, 6], "b": [4, 8]}
 
 
+def test_units_may_be_chosen_for_single_layers(run, net: Path, tmp_path: Path) -> None:
+    def free(*words: str) -> set[str]:
+        return {name for name, counts in counts_of(run, net, tmp_path, *words).items() if len(counts) > 1}
+
+    assert free("--units", "widths,stream") == {"a", "b"}
+    assert free("--units", "heads", "--units", "stream") == set()
+    assert free("--units", "a=heads") == {"b"}  # what no glob matches has the default
+    assert free("--units", "heads", "--units", "b=widths, heads") == {"b"}
+    shown = run(
+        "trace", f"{net}:Net", "--input-shape", "1,1,8,8", "-o", tmp_path / "g.json", "--units", "heads"
+    )
+    assert "widths of layers stay whole unless units holds 'widths'" in " ".join(shown.out.split())
+
+
 @pytest.mark.parametrize("words", [["--min-keep", "64"], ["--round-to", "16"], ["--min-keep", "1.0"]])
 def test_limits_that_leave_nothing_to_prune(run, net: Path, tmp_path: Path, words: list[str]) -> None:
     graph = tmp_path / "g.json"
@@ -237,6 +251,9 @@ def test_solve_refuses(run, traced: Path, tmp_path: Path, words: list[str], code
         (["{net}:Net", "--round-to", "0"], 2, "round_to=0: give a positive integer"),
         (["{net}:Net", "--round-to", "a=2", "--round-to", "a=4"], 2, "--round-to is given twice for a"),
         (["{net}:Net", "--min-keep", "2", "--min-keep", "3"], 2, "--min-keep is given twice for all layers"),
+        (["{net}:Net", "--units", "width"], 2, "units holds 'width': choose from widths, heads"),
+        (["{net}:Net", "--units", "=heads"], 2, "write kinds, or LAYER_GLOB=kinds once for each glob"),
+        (["{net}:Net", "--units", "a=heads", "--units", "a=widths"], 2, "once for each glob"),
         (["{net}:Net", "--min-keep", "c=3"], 2, "no layer is called 'c'"),
     ],
 )

@@ -25,6 +25,7 @@ memory = 0.5
 round_to = { "a*" = 4 }
 min_keep = 0.25
 columns = ["a*"]
+units = { "*" = ["heads"], "a*" = ["widths"] }
 [data]
 name = "digits"
 [solver]
@@ -51,6 +52,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert config.trace.round_to == {"a*": 4}
     assert config.trace.min_keep == 0.25
     assert config.trace.columns == ("a*",)
+    assert config.trace.units == {"*": ["heads"], "a*": ["widths"]}
     assert config.solver.time_limit == 7.0
     assert config.solver.name == "auto"
     assert (config.finetune.epochs, config.finetune.recipe.lr) == (3, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import qcqp_prune as qp
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.graph.streams import STREAM
+from qcqp_prune.graph.units import REASONS
 from tests.networks import keep, liven, prune_and_check, random_masks, reasons, run, uses, widths
 
 TOKENS, WIDTH, HEADS, SIZE = 5, 12, 3, 4
@@ -346,14 +346,14 @@ def transformer(**options: Any) -> tuple[nn.Module, Tensor, ChannelGraph]:
 def test_heads_and_widths_of_a_transformer() -> None:
     model, x, graph = transformer()
     assert list(widths(graph, free=True).values()) == [HEADS, 10, HEADS, 10]
-    assert reasons(graph)["embed"] == STREAM
+    assert reasons(graph)["embed"] == REASONS["stream"]
     for seed in range(2):
         _, checked = prune_and_check(model, x, graph, random_masks(graph, seed), live=False)
         assert checked.realisation == "modules"
 
 
 def test_the_stream_on_request() -> None:
-    model, x, graph = transformer(residual_streams=True)
+    model, x, graph = transformer(units=["heads", "widths", "stream"])
     assert list(widths(graph, free=True).values()) == [WIDTH, HEADS, 10, HEADS, 10]
     for seed in range(2):
         prune_and_check(model, x, graph, random_masks(graph, seed), live=False, mixes=True)

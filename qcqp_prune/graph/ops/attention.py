@@ -19,7 +19,7 @@ from qcqp_prune.graph.ops.convolution import per_sample
 from qcqp_prune.graph.ops.joins import broadcast
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk
 
-HEAD_SIZE = "the size of a head sets the scale of attention: whole heads may go"
+HEAD_SIZE = "the size of a head sets the scale of attention: whole heads may go, or head_dim among the units"
 ONE_PLACE = "multiplied in a product in which another dimension is pruned"
 _NOT_FOLLOWED = "multiplied with a tensor that no handler could follow"
 
@@ -75,7 +75,7 @@ def attention(walk: Walk, node: Node) -> Axes:
     for n, d in ((q, -2), (k, -2), (v, -2)):
         walk.table.freeze(walk.axis(n, d), "a position that is attended to")
     size = walk.table.merge(walk.axis(q, -1), walk.axis(k, -1), _NOT_FOLLOWED)
-    if walk.arg(node, "scale") is None:
+    if walk.arg(node, "scale") is None and not _may_shrink(walk, node, size):
         walk.table.freeze(size, HEAD_SIZE)
     batch = _heads(walk, node, (q, k, v), grouped=bool(walk.arg(node, "enable_gqa", False)))
     if isinstance(mask, Node):
@@ -88,6 +88,11 @@ def attention(walk: Walk, node: Node) -> Axes:
     _count(walk, node, "attention_scores", (size, head), (scores * walk.shape(q)[-1], scores))
     _count(walk, node, "attention_values", (None, free), (scores * shape[-1], positions * shape[-1]))
     return [*batch, walk.axis(q, -2), values]
+
+
+def _may_shrink(walk: Walk, node: Node, size: Labels) -> bool:
+    """Whether dimensions of heads are asked for: the graph is then rewritten, with the dense scale written down."""
+    return size is not None and "head_dim" in walk.units.asked(walk, size, walk.module_path(node))
 
 
 def _heads(walk: Walk, node: Node, inputs: tuple[Node, Node, Node], *, grouped: bool) -> Axes:

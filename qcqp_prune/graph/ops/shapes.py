@@ -9,6 +9,7 @@ from qcqp_prune.graph.axes import Axes, Labels
 from qcqp_prune.graph.blocks import blocks
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.heads import head_dimension
+from qcqp_prune.graph.units import Unit
 from qcqp_prune.graph.walk import Handler, Walk
 
 
@@ -28,10 +29,10 @@ def view(walk: Walk, node: Node) -> Axes:
         if all(axes[d] is None for d in old):
             continue
         flat = _merged(walk, [axes[d] for d in old], [shape[d] for d in old], in_order=in_order)
-        divided = _divided(walk, node, flat, new)
+        divided, kind = _divided(walk, node, flat, new)
         for d, labels in zip(new, divided, strict=True):
             out[d] = labels
-        _head_attributes(walk, node, flat, divided)
+        _head_attributes(walk, node, flat, divided, kind)
     _unflatten_attribute(walk, node, out)
     return out
 
@@ -54,23 +55,38 @@ def _merged(walk: Walk, axes: Axes, sizes: list[int], *, in_order: bool) -> IntA
     return np.broadcast_to(spread, sizes).reshape(-1)
 
 
-def _divided(walk: Walk, node: Node, flat: IntArray, dims: list[int]) -> Axes:
-    """The inverse: which of the new dimensions ``dims`` carries the labels; labels of each of them."""
+def _divided(walk: Walk, node: Node, flat: IntArray, dims: list[int]) -> tuple[Axes, Unit | None]:
+    """The inverse: which of the new dimensions ``dims`` carries the labels; labels of each, and of what kind."""
     sizes = [walk.shape(node)[d] for d in dims]
     big = [d for d, size in enumerate(sizes) if size > 1]
     if len(big) <= 1:
         d = big[0] if big else 0
-        return [flat if k == d else None for k in range(len(sizes))]
+        return [flat if k == d else None for k in range(len(sizes))], None
     table = flat.reshape(sizes)
     classes = walk.table.classes()[flat].reshape(sizes)
     for d in big:
         rows = np.moveaxis(classes, d, 0).reshape(sizes[d], -1)
         if (rows == rows[:, :1]).all():
-            return _only(d, np.moveaxis(table, d, 0).reshape(sizes[d], -1)[:, 0], len(sizes))
-    head = head_dimension(node, [dims[d] for d in big])
-    d = max(big, key=lambda k: sizes[k]) if head is None else dims.index(head)
+            return _only(d, np.moveaxis(table, d, 0).reshape(sizes[d], -1)[:, 0], len(sizes)), None
+    found, kind = _heads_or_dims(walk, node, flat, [dims[d] for d in big])
+    d = max(big, key=lambda k: sizes[k]) if found is None else dims.index(found)
     rows = np.moveaxis(table, d, 0).reshape(sizes[d], -1)
-    return _only(d, walk.table.merge_columns(np.ascontiguousarray(rows.T)), len(sizes))
+    labels = walk.table.merge_columns(np.ascontiguousarray(rows.T))
+    if kind is not None:
+        walk.units.mark(kind, labels)
+    return _only(d, labels, len(sizes)), kind
+
+
+def _heads_or_dims(walk: Walk, node: Node, flat: IntArray, dims: list[int]) -> tuple[int | None, Unit | None]:
+    """Where a dimension is split into heads, the one of them that is asked for, and which that is."""
+    head = head_dimension(node, dims)
+    if head is None:
+        return None, None
+    if "head_dim" in walk.units.asked(walk, flat, walk.module_path(node)):
+        size = head_dimension(node, dims, size=True)
+        if size is not None:
+            return size, "head_dim"
+    return head, "heads"
 
 
 def _only(d: int, labels: IntArray, rank: int) -> Axes:
@@ -87,16 +103,24 @@ def _unflatten_attribute(walk: Walk, node: Node, out: Axes) -> None:
                 walk.attribute(node, {"unflattened_size": parts})
 
 
-def _head_attributes(walk: Walk, node: Node, flat: IntArray, divided: Axes) -> None:
-    """Numbers of heads and widths of all heads together follow the kept heads where a module holds them."""
+def _head_attributes(walk: Walk, node: Node, flat: IntArray, divided: Axes, kind: Unit | None) -> None:
+    """Numbers of heads, their sizes and widths of all together follow what is kept where a module holds them."""
     if len(divided) == 1:
         for name in _HEAD_WIDTHS:
             walk.attribute(node, {name: flat})
-    else:
-        for name in _HEAD_COUNTS:
-            for labels in divided:
-                if labels is not None:
-                    walk.attribute(node, {name: labels})
+        return
+    for labels in divided:
+        if labels is None:
+            continue
+        for name in _HEAD_COUNTS if kind != "head_dim" else ():
+            walk.attribute(node, {name: labels})
+        for name in _HEAD_SIZES if kind == "head_dim" else ():
+            walk.attribute(node, {name: labels})
+            held = walk.attributes.get((walk.module_path(node), name))
+            if held is not None and held.parts[0] is not labels:
+                # One number for queries, keys and values: their own forward takes equally many of each.
+                both = np.concatenate([np.asarray(held.parts[0]), labels])
+                walk.table.add_runs(both, 2, "heads of one size", required=False)
 
 
 def permute(walk: Walk, node: Node) -> Axes:
@@ -198,6 +222,10 @@ def _freeze_plane(walk: Walk, axes: Axes) -> None:
 _HEAD_COUNTS = (
     *("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead"),
     *("num_kv_heads", "n_kv_heads", "num_key_value_heads"),
+)
+_HEAD_SIZES = (
+    *("head_dim", "head_size", "attention_head_size", "size_per_head", "dim_head", "d_head"),
+    *("key_value_proj_dim", "d_kv"),
 )
 _HEAD_WIDTHS = ("attn_dim", "all_head_size", "inner_dim")
 
