@@ -39,7 +39,7 @@ class JoinedSum(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Add two tensors that broadcast along all dimensions but ``dim``."""
-        kind = torch.result_type(a, b)
+        kind = torch.promote_types(a.dtype, b.dtype)
         a = a.to(kind)
         b = (b if self.scale == 1 else b * self.scale).to(kind)
         base, other = (b, a) if self.swap else (a, b)

@@ -49,6 +49,15 @@ _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
 }
 
 
+_BY_METHOD: dict[Any, str] = {
+    torch.ops.aten.sym_size.int: "size",
+    torch.ops.aten.view.default: "view",
+    torch.ops.aten.reshape.default: "reshape",
+    torch.ops.aten._unsafe_view.default: "reshape",
+    torch.ops.aten.expand.default: "expand",
+}
+
+
 def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> GraphModule:
     """A graph module that computes the smaller network.
 
@@ -66,13 +75,16 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     MaskedNetwork(model, graph, flat).run(
         module, call, hook=lambda node, value: kept.setdefault(node, _kept(value))
     )
-    modules = dict(small.named_modules())
+    # A column module that was traced itself is in the graph with all its parts: none of them is the whole of it.
+    traced = {path for path, m in model.named_modules() if isinstance(m, ShapeConv2d)}
+    modules = {path: m for path, m in small.named_modules() if path not in traced}
     for node in list(module.graph.nodes):
         if node.op != "call_function" or _as_module(module, node, modules, kept):
             continue
         if op_name(node) in ADDITIONS and _as_joined_sum(module, node, kept):
             continue
         _patch(node, kept)
+    _ask_for_sizes(module)
     module.graph.lint()
     result = _rooted(module, small)
     result.train(model.training)
@@ -95,6 +107,22 @@ def _exported(model: nn.Module, graph: ChannelGraph) -> tuple[GraphModule, Any]:
         return exported_module(export(model, double, dynamic_shapes=spec)), double
     except TraceError:
         return exported_module(export(model, call)), call
+
+
+def _ask_for_sizes(module: GraphModule) -> None:
+    """Sizes that are computed are asked for and passed by methods of tensors.
+
+    ``torch.jit.trace`` follows these; an operator that is called by itself turns sizes into the numbers of the example.
+    """
+    for node in list(module.graph.nodes):
+        name = _BY_METHOD.get(node.target) if node.op == "call_function" else None
+        if name is None or (name != "size" and not any(isinstance(s, Node) for s in node.args[1])):
+            continue
+        with module.graph.inserting_before(node):
+            call = module.graph.call_method(name, node.args)
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        module.graph.erase_node(node)
 
 
 def _has_batch(leaf: Any, batch: int) -> bool:

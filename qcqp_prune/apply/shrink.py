@@ -11,6 +11,7 @@ from torch import nn
 
 from qcqp_prune.apply.rewrite import rewritten
 from qcqp_prune.apply.shape_conv import ShapeConv2d
+from qcqp_prune.apply.slim_attention import SlimAttention
 from qcqp_prune.apply.surgery import check_masks, copied, cut
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.apply.verify import TOLERANCE, Oracle, check_counts
@@ -125,8 +126,13 @@ def _verified(
         realisation,
         note,
         oracle.input_dependence,
-        tuple(path for path, module in small.named_modules() if isinstance(module, ShapeConv2d)),
+        _paths(small, ShapeConv2d),
+        _paths(small, SlimAttention),
     )
     if checked.caution:
         logger.warning("%s: %s", graph.model, checked.caution)
     return checked
+
+
+def _paths(model: nn.Module, kind: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(path for path, module in model.named_modules() if isinstance(module, kind))

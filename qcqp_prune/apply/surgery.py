@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
+from qcqp_prune.apply.slim_attention import slim_attentions
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import Attribute, BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.state import caches_dropped
@@ -80,6 +81,7 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
         pieces[spec.name] = kept_part(graph, spec, tensor.detach(), flat)
     for spec in graph.tensors:
         _replace(model, spec, tensors[spec.name], pieces[spec.name])
+    slim_attentions(model, graph, flat)  # it reads the dense sizes of heads
     for attribute in graph.attributes:
         _set_attribute(model, attribute, flat)
     for spec in graph.tensors:

@@ -36,6 +36,7 @@ class Verification:
         input_dependence: how much the masked network's outputs vary between two random inputs, relative to the
             largest output; None where it was not measured. Close to 0, equal outputs prove little.
         column_layers: paths of convolutions that are ``ShapeConv2d`` now, because some of their kernel columns went.
+        attention_layers: paths of ``nn.MultiheadAttention`` that are ``SlimAttention`` now.
     """
 
     counts: tuple[Count, ...]
@@ -46,6 +47,7 @@ class Verification:
     note: str = field(default="")
     input_dependence: float | None = None
     column_layers: tuple[str, ...] = ()
+    attention_layers: tuple[str, ...] = ()
 
     @property
     def caution(self) -> str:
@@ -73,6 +75,7 @@ class Verification:
             lists = {
                 "counts": tuple(Count(**count) for count in data["counts"]),
                 "column_layers": tuple(data.get("column_layers", ())),
+                "attention_layers": tuple(data.get("attention_layers", ())),
             }
             return cls(**{**plain, **lists})
         except (KeyError, TypeError) as error:

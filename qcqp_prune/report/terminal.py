@@ -182,6 +182,8 @@ def verification_lines(checked: Verification) -> list[RenderableType]:
         lines.append(
             f"kernel columns stored and computed alone (ShapeConv2d): {_listed(checked.column_layers)}"
         )
+    if checked.attention_layers:
+        lines.append(f"attention of other widths (SlimAttention): {_listed(checked.attention_layers)}")
     shown = [Text(line, style="green" if line.startswith("identity") else "") for line in lines]
     if checked.caution:
         shown[1].style = ""
