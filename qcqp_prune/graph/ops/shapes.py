@@ -106,7 +106,7 @@ def _unflatten_attribute(walk: Walk, node: Node, out: Axes) -> None:
 def _head_attributes(walk: Walk, node: Node, flat: IntArray, divided: Axes, kind: Unit | None) -> None:
     """Numbers of heads, their sizes and widths of all together follow what is kept where a module holds them."""
     if len(divided) == 1:
-        for name in _HEAD_WIDTHS:
+        for name in _WIDTHS:
             walk.attribute(node, {name: flat})
         return
     for labels in divided:
@@ -227,7 +227,7 @@ _HEAD_SIZES = (
     *("head_dim", "head_size", "attention_head_size", "size_per_head", "dim_head", "d_head"),
     *("key_value_proj_dim", "d_kv"),
 )
-_HEAD_WIDTHS = ("attn_dim", "all_head_size", "inner_dim")
+_WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "hidden_dim")
 
 HANDLERS: dict[str, Handler] = {
     **{
