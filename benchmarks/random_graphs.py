@@ -2,7 +2,7 @@
 
     python -m benchmarks.random_graphs [--examples 10000] [--seed 0] [--minutes 60] [--again]
 
-Hypothesis draws networks, options and masks as the tests do (``tests.recipes``, ``tests.checks``), in batches of 100,
+Hypothesis draws networks, options and masks as the tests do (``tests.recipes``, ``tests.checks``), in batches of 50,
 each with a seed of its own. After each batch everything so far is written to benchmarks/results/random_graphs.json; a
 run goes on from there, and stops after the minutes given. A violation is recorded with what reproduces it.
 """
@@ -26,7 +26,7 @@ from benchmarks.recording import RESULTS, record
 from tests.checks import MASKS, Example, check, examples
 from tests.recipes import recipes
 
-BATCH = 100
+BATCH = 50
 
 
 def main() -> None:
@@ -77,7 +77,13 @@ def batch(seed: int, number: int) -> dict[str, Any]:
             )
             checked = []
         counted.update(["examples", *set(example.recipe.blocks), f"start: {example.recipe.start}"])
-        counted.update([f"depth: {len(example.recipe.blocks)}", f"sharing: {example.sharing}"])
+        counted.update(
+            [
+                f"depth: {len(example.recipe.blocks)}",
+                f"sharing: {example.sharing}",
+                f"units: {'/'.join(example.units)}",
+            ]
+        )
         counted.update({f"realised as {one.realisation}": 1 for one in checked})
 
     draw()

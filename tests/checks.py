@@ -41,6 +41,14 @@ from tests.recipes import Recipe
 MASKS = 2
 """Random masks for each network."""
 
+CHOICES = (
+    ("widths", "heads", "experts"),
+    ("widths", "heads", "stream"),
+    ("widths", "head_dim"),
+    ("widths", "head_dim", "stream"),
+)
+"""Kinds of units that are asked for."""
+
 TEXTBOOK = (nn.modules.conv._ConvNd, nn.Linear)
 """Modules whose multiply-adds a hook can count; a network with others is counted by PyTorch alone."""
 
@@ -55,7 +63,7 @@ class Example:
     realisation: Literal["auto", "graph"] = "auto"
     training: bool = False
     sharing: Literal["strict", "free"] = "strict"
-    streams: bool = False
+    units: tuple[str, ...] = ("widths", "heads", "experts")
     columns: bool = False
 
 
@@ -69,7 +77,7 @@ def examples(recipes: st.SearchStrategy[Recipe], *, plain: bool = False) -> st.S
         batch=st.integers(1, 3),
         realisation=st.sampled_from(["auto", "auto", "graph"]),
         training=st.booleans(),
-        streams=st.booleans(),
+        units=st.sampled_from(CHOICES),
         **options,
     )
 
@@ -106,7 +114,7 @@ def check(
     model = liven(recipe.build(), recipe.seed).train(example.training)
     x = recipe.inputs(example.batch, example.seed)
     assume(depends_on_input(model, x))
-    options = {"columns": example.columns, "sharing": example.sharing, "residual_streams": example.streams}
+    options = {"columns": example.columns, "sharing": example.sharing, "units": example.units}
     with exported_once():
         graph = trace(model, x, handlers=handlers, **options)  # type: ignore[arg-type]
         if thorough:
