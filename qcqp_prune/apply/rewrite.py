@@ -25,6 +25,7 @@ from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.errors import TraceError, VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import export
+from qcqp_prune.graph.heads import PRODUCTS
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.ops import joins, norms, pooling
 from qcqp_prune.graph.walk import ADDITIONS, is_pointwise, op_name
@@ -364,7 +365,7 @@ def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
     seen, front = {node}, list(node.users)
     while front:
         user = front.pop()
-        if user in seen or not _keeps_layout(user):
+        if user in seen or not (_keeps_layout(user) or _repeats(user, dim, len(kept[node]))):
             continue
         seen.add(user)
         after = kept[user]
@@ -372,6 +373,11 @@ def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
             along = along & after[dim]
             front += list(user.users)
     return along
+
+
+def _repeats(node: Node, dim: int, rank: int) -> bool:
+    """Whether an operator is a product of matrices that is repeated over a dimension."""
+    return node.op == "call_function" and op_name(node) in PRODUCTS and dim < rank - 2
 
 
 def _keeps_layout(node: Node) -> bool:
@@ -387,6 +393,8 @@ def _patch_groups(node: Node, kept: dict[Node, Any]) -> None:
     position = arguments.index("groups")
     if len(node.args) <= position:
         return
+    if isinstance(node.args[position], Node):
+        return  # a group for each sample
     groups = int(node.args[position])  # type: ignore[arg-type]
     rows = kept[node.args[1]][0].reshape(groups, -1)  # type: ignore[index]
     _set(node, position, int(rows.any(1).sum()))

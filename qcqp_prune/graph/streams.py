@@ -19,15 +19,16 @@ def stream_labels(walk: Walk) -> list[IntArray]:
     """
     classes = walk.table.classes()
     linear = [layer for layer in walk.layers if layer.weight and layer.op.startswith("linear")]
-    heads = _marked(classes, walk.products)
+    heads = marked(walk, walk.products)
     read = [x.in_labels for x in linear if heads[classes[x.out_labels]].any()]
     written = [x.out_labels for x in linear if heads[classes[x.in_labels]].any()]
-    stream = _marked(classes, read) & _marked(classes, written) & ~heads
+    stream = marked(walk, read) & marked(walk, written) & ~heads
     return [labels[stream[classes[labels]]] for labels in read]
 
 
-def _marked(classes: IntArray, dims: list[IntArray]) -> BoolArray:
+def marked(walk: Walk, dims: list[IntArray]) -> BoolArray:
     """Which classes occur in some of the dimensions, ``(classes,) bool``."""
+    classes = walk.table.classes()
     out = np.zeros(int(classes.max(initial=-1)) + 1, np.bool_)
     for labels in dims:
         out[classes[labels]] = True

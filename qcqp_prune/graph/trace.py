@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
@@ -34,7 +35,7 @@ from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
 from qcqp_prune.graph.removable import Blocks, Traced, read_blocks, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
-from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked
+from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_pairs
 from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, is_pointwise, op_name
 
@@ -106,6 +107,7 @@ def trace(
     _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
     layers = _named_layers(walk, aliases)
     freeze_unasked(walk, layers)
+    keep_pairs(walk)
     ignored = _ignore(walk, model, ignored_layers, layers)
     for glob in (*limits.globs(), *filter(None, split), *choice.globs()):
         _require_match(glob, [x.name for x in layers], model)
@@ -153,9 +155,7 @@ def _placeholder(walk: Walk, node: Node, placeholders: Mapping[str, str], *, is_
         return []
     name = placeholders.get(node.name)
     if name is not None:
-        if name not in walk.tensor_axes:
-            walk.tensor_axes[name] = [walk.table.fresh(int(size)) for size in value.shape]
-        return list(walk.tensor_axes[name])
+        return walk.new_tensor(name, value.shape)
     reason = "network input" if is_input else "a constant written into forward"
     axes: Axes = [walk.table.fresh(int(size)) for size in value.shape]
     for labels in axes:
@@ -346,6 +346,13 @@ class _AxisPool:
             return None
         return self.index(labels)
 
+    def pair(self, tracked: list[int | None]) -> tuple[int | None, ...]:
+        """The axes of a tensor; of one with more than two, those that cannot shrink are left out."""
+        if sum(axis is not None for axis in tracked) <= 2:
+            return tuple(tracked)
+        stays = np.repeat([g.stays for g in self.grouping.groups], [g.width for g in self.grouping.groups])
+        return tuple(None if axis is None or stays[self.units[axis]].all() else axis for axis in tracked)
+
 
 def _tensors(model: nn.Module, walk: Walk, axes: _AxisPool, names: Mapping[str, str]) -> Iterator[TensorSpec]:
     labels = _with_segments(walk)
@@ -361,7 +368,7 @@ def _tensors(model: nn.Module, walk: Walk, axes: _AxisPool, names: Mapping[str, 
             kind="parameter" if name in parameters else "buffer",
             shape=tuple(tensor.shape),
             itemsize=tensor.element_size(),
-            axes=tuple(axes.tracked(d) for d in dims),
+            axes=axes.pair([axes.tracked(d) for d in dims]),
             segments=walk.segmented[name][0] if name in walk.segmented else 1,
         )
 

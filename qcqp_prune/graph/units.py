@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 import numpy as np
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.channels import IntArray, Note
+from qcqp_prune.graph.channels import BoolArray, IntArray, Note
 from qcqp_prune.graph.grouping import NamedLayer, matches
-from qcqp_prune.graph.streams import stream_labels
+from qcqp_prune.graph.streams import marked, stream_labels
 
 if TYPE_CHECKING:
     from qcqp_prune.graph.walk import FoundLayer, Walk
@@ -41,6 +41,7 @@ _NAMES = {
     "experts": "experts of a mixture stay",
     "stream": "the residual stream of a transformer stays whole",
 }
+THIRD = "a third dimension of one parameter: two of them can shrink, as a count is a product of two"
 REASONS = {kind: f"{text} unless units holds {kind!r}" for kind, text in _NAMES.items()}
 
 
@@ -110,11 +111,17 @@ class UnitBook:
     name_of: Callable[[FoundLayer], str] | None = None
     marks: list[tuple[str, IntArray]] = field(default_factory=list)
     _writer: dict[int, int] = field(default_factory=dict)
+    _marked: set[int] = field(default_factory=set)
     _read: int = 0
 
     def mark(self, kind: Unit, labels: IntArray) -> None:
         """Note of what kind the units are that own these positions."""
         self.marks.append((kind, labels))
+        self._marked.update(labels.tolist())
+
+    def is_marked(self, labels: IntArray) -> bool:
+        """Whether a reshape made heads, or dimensions of heads, of these positions."""
+        return not self._marked.isdisjoint(labels.tolist())
 
     def asked(self, walk: Walk, labels: IntArray, place: str) -> frozenset[str]:
         """The kinds that all layers ask for that write these positions.
@@ -136,16 +143,39 @@ class UnitBook:
         return frozenset.intersection(*(self.choice.of(self.name_of(walk.layers[k])) for k in writers))
 
 
+def _experts(walk: Walk) -> BoolArray:
+    """Classes of experts: the first of three or more dimensions of a parameter, that is summed over in the end.
+
+    No layer has such a parameter for its weight: a mixture multiplies its gates with it, or puts tokens into each part.
+    """
+    weights = {layer.weight for layer in walk.layers}
+    held = [axes[0] for name, axes in walk.tensor_axes.items() if len(axes) > 2 and name not in weights]
+    return marked(walk, [x for x in held if x is not None and len(x) > 1]) & marked(walk, walk.summed)
+
+
+def keep_pairs(walk: Walk) -> None:
+    """Freeze what is left of a parameter beyond two dimensions that can shrink: a count is a product of two."""
+    classes = walk.table.classes()
+    made = marked(walk, [layer.out_labels for layer in walk.layers])
+    for axes in walk.tensor_axes.values():
+        dims = [labels for labels in axes if labels is not None and made[classes[labels]].any()]
+        if len(dims) < 3:
+            continue
+        free = [labels for labels in dims if not walk.table.is_frozen(labels)]
+        for labels in free[2:]:
+            walk.table.freeze(labels, THIRD)
+
+
 def freeze_unasked(walk: Walk, layers: Sequence[NamedLayer]) -> None:
     """Freeze the units of every layer that are of a kind that is not asked for in it, and note which there are."""
     book = walk.units
     for labels in stream_labels(walk):
         book.mark("stream", labels)
     classes = walk.table.classes()
-    kind_of = np.zeros(int(classes.max(initial=-1)) + 1, np.int8)
-    for kind, labels in sorted(book.marks, key=lambda mark: KINDS.index(mark[0])):
-        kind_of[classes[labels]] = KINDS.index(kind)
+    kind_of = np.where(_experts(walk), KINDS.index("experts"), KINDS.index("widths"))
     whole: dict[str, list[str]] = {}
+    for kind, labels in book.marks:
+        kind_of[classes[labels]] = KINDS.index(kind)
     for layer in layers:
         chosen = book.choice.of(layer.name)
         if not layer.has_weight or chosen == frozenset(KINDS):

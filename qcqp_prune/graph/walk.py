@@ -66,8 +66,9 @@ class FoundAttribute:
 class Walk:
     """State of one walk in execution order. Handlers read arguments and labels here, and record what they find.
 
-    ``products`` holds what products of two tensors run over, heads of attention among it; ``repeated`` the dimensions
-    (from the end) along which a tensor is one position, broadcast over many; ``units`` what kinds of units there are.
+    ``products`` holds what products of two tensors run over, heads of attention among it; ``summed`` what they, or
+    sums, sum over; ``repeated`` the dimensions (from the end) along which a tensor is one position, broadcast over
+    many; ``units`` what kinds of units there are.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Walk:
         self.table = LabelTable()
         self.layers: list[FoundLayer] = []
         self.products: list[IntArray] = []
+        self.summed: list[IntArray] = []
         self.attributes: dict[tuple[str, str], FoundAttribute] = {}
         self.segmented: dict[str, tuple[int, IntArray]] = {}
         self.tensor_axes: dict[str, Axes] = {}
@@ -98,6 +100,7 @@ class Walk:
         self._single: IntArray | None = None
         self._fed: set[Node] = set()
         self._additions: dict[Node, int] = {}
+        self._leading: set[int] = set()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -176,7 +179,11 @@ class Walk:
 
     def is_fed(self, node: Node) -> bool:
         """Whether a node depends on an input of the network, and so grows with the batch."""
-        return any(n in self._fed for n in node.all_input_nodes)
+        return node in self._fed or any(n in self._fed for n in node.all_input_nodes)
+
+    def leads(self, labels: Labels) -> bool:
+        """Whether a dimension is the first of three or more of a parameter, where experts stand."""
+        return labels is not None and int(labels[0]) in self._leading
 
     def module_path(self, node: Node) -> str:
         """Path of the module in whose ``forward`` the operator stands."""
@@ -200,6 +207,15 @@ class Walk:
         self._axes[node] = axes
         if is_input or self.is_fed(node):
             self._fed.add(node)
+
+    def new_tensor(self, name: str, shape: Sequence[int]) -> Axes:
+        """Labels of a parameter or buffer, the same each time."""
+        if name not in self.tensor_axes:
+            axes: Axes = [self.table.fresh(int(size)) for size in shape]
+            self.tensor_axes[name] = axes
+            if len(axes) > 2 and shape[0]:
+                self._leading.add(int(cast(IntArray, axes[0])[0]))
+        return list(self.tensor_axes[name])
 
     def raw_axes(self, node: Node) -> Axes | list[Axes]:
         """Labels as stored: of one tensor, or of each of a sequence."""

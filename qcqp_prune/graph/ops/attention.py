@@ -17,6 +17,7 @@ from qcqp_prune.graph.axes import Axes, Labels
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.ops.convolution import per_sample
 from qcqp_prune.graph.ops.joins import broadcast
+from qcqp_prune.graph.units import REASONS
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk
 
 HEAD_SIZE = "the size of a head sets the scale of attention: whole heads may go, or head_dim among the units"
@@ -55,6 +56,7 @@ def _product(walk: Walk, node: Node, a: Node, b: Node) -> Axes:
     totals = elements * walk.shape(a)[-1], elements
     weight = walk.parameter(b) if len(right) == 2 else None
     if weight is None:
+        _experts(walk, node, (a, b))
         _count(walk, node, str(node.target).split(".")[1], (inner, _the_free_one(walk, out)), totals)
         return out
     for labels in out[:-1]:
@@ -63,6 +65,17 @@ def _product(walk: Walk, node: Node, a: Node, b: Node) -> Axes:
     if isinstance(out[-1], np.ndarray):
         walk.attribute(node, {"nf": out[-1]})
     return out
+
+
+def _experts(walk: Walk, node: Node, operands: tuple[Node, Node]) -> None:
+    """A product that is repeated over a dimension of a parameter has a matrix for each expert there."""
+    for n in operands:
+        for labels in [] if walk.is_fed(n) else walk.axes(n)[:-2]:
+            others = [x for m in operands for x in walk.axes(m)[:-2] if x is not None]
+            if labels is None or any(walk.units.is_marked(x) for x in others):
+                continue  # heads of queries that are parameters
+            if "experts" not in walk.units.asked(walk, labels, walk.module_path(node)):
+                walk.table.freeze(labels, REASONS["experts"])
 
 
 def attention(walk: Walk, node: Node) -> Axes:
@@ -156,6 +169,7 @@ def _count(
     else:
         inner, outer = (_without_batch(walk, node, labels) for labels in sides)
         walk.products += [labels for labels in sides if labels is not None]
+        walk.summed += [labels for labels in sides[:1] if labels is not None]
     if macs % (len(inner) * len(outer)) or elements % len(outer):
         for labels in sides:
             walk.table.freeze(labels, "a dimension that holds samples and channels in an order of its own")

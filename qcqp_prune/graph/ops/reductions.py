@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.ops.joins import pointwise
-from qcqp_prune.graph.walk import Handler, Walk
+from qcqp_prune.graph.walk import Handler, Walk, op_name
 
 
 def reduced_dims(walk: Walk, node: Node) -> list[int]:
@@ -24,6 +24,8 @@ def reduction(walk: Walk, node: Node) -> Axes | list[Axes]:
     """A tracked dimension may be reduced: what remains of it afterwards is not tracked any more."""
     axes = walk.axes(walk.tensor_inputs(node)[0])
     dims = reduced_dims(walk, node)
+    if op_name(node) == "aten::sum":
+        walk.summed += [labels for d in dims if (labels := axes[d]) is not None]
     if walk.arg(node, "keepdim", False):
         out: Axes = [None if d in dims else labels for d, labels in enumerate(axes)]
     else:

@@ -40,12 +40,13 @@ def view(walk: Walk, node: Node) -> Axes:
 def _merged(walk: Walk, axes: Axes, sizes: list[int], *, in_order: bool) -> IntArray:
     """Labels of the product of some dimensions, row-major, ``(prod(sizes),)``.
 
-    Of several that could be pruned one is chosen: the first where ``in_order``, else the largest.
+    Of several that could be pruned one is chosen: the first where ``in_order``, else that of experts, else the largest.
     """
     tracked = [d for d, labels in enumerate(axes) if labels is not None and sizes[d] > 1]
     if len(tracked) > 1:
         free = [d for d in tracked if not walk.table.is_frozen(axes[d])]  # type: ignore[arg-type]
-        tracked = [max(free or tracked, key=lambda d: -d if in_order else sizes[d])]
+        experts = [d for d in free if walk.leads(axes[d]) and not in_order]
+        tracked = experts[:1] or [max(free or tracked, key=lambda d: -d if in_order else sizes[d])]
     tracked = tracked or [d for d, labels in enumerate(axes) if labels is not None][:1]
     for d, labels in enumerate(axes):
         if d not in tracked:

@@ -216,9 +216,12 @@ def expand_as(walk: Walk, node: Node) -> Axes:
 
 def stack(walk: Walk, node: Node) -> Axes:
     """A new dimension; all others are joined."""
-    axes = _joined(walk, cast("list[Node]", walk.arg(node, "tensors")))
+    tensors = cast("list[Node]", walk.arg(node, "tensors"))
+    axes = _joined(walk, tensors)
     dim = int(walk.arg(node, "dim", 0)) % (len(axes) + 1)
-    return [*axes[:dim], None, *axes[dim:]]
+    new = walk.table.fresh(len(tensors))
+    walk.table.freeze(new, "stacked from tensors that are computed apart: all of them stay")
+    return [*axes[:dim], new, *axes[dim:]]
 
 
 def _joined(walk: Walk, inputs: list[Node]) -> Axes:
