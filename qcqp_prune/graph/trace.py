@@ -107,8 +107,8 @@ def trace(
     _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
     layers = _named_layers(walk, aliases)
     freeze_unasked(walk, layers)
-    keep_pairs(walk)
     ignored = _ignore(walk, model, ignored_layers, layers)
+    keep_pairs(walk)
     for glob in (*limits.globs(), *filter(None, split), *choice.globs()):
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
