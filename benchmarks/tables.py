@@ -38,6 +38,7 @@ def page() -> str:
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Against rivals", "rivals", _rivals),
+        _section("Residual branches that go as a whole", "blocks", _blocks),
         _section("Growth", "growth", _growth),
         _section("Tracing and building", "footprint", _footprint),
         _section("Tracing and pruning against Torch-Pruning", "rival_tracing", rival_tracing_table.table),
@@ -190,6 +191,24 @@ def _growth(rows: list[dict[str, Any]]) -> str:
             f"| {row['width']} | {row['units']:,} | {row['pairs']:,} | {row['seconds']} | {row['solve_mb']:,} MB | "
             f"{row['peak_mb']:,} MB | {_percent(row['gap'])} |"
         )
+    return "\n".join(lines)
+
+
+def _blocks(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "CIFAR ResNet-56, random weights of a fixed seed, `Magnitude()`, block coordinate search. The same network, "
+        "floors and budgets, with and without `blocks=True`; smallest is the least share of multiply-adds that any "
+        "selection reaches. A dash: nothing meets the budget.",
+        "",
+        "| `min_keep` | MACs at most | smallest without, with | objective without | objective with | branches removed |",
+        "|---|---|---|---|---|---|",
+    ]
+    found = {(row["min_keep"], row["budget"], row["blocks"]): row for row in rows}
+    for floor, budget in sorted({(row["min_keep"], row["budget"]) for row in rows}):
+        one, other = (found[floor, budget, blocks] for blocks in (False, True))
+        worth = ["-" if r["objective"] is None else f"{r['objective']:,.1f}" for r in (one, other)]
+        smallest = ", ".join(_percent(r["smallest"]) for r in (one, other))
+        lines.append(f"| {floor} | {budget} % | {smallest} | {worth[0]} | {worth[1]} | {other['removed']} |")
     return "\n".join(lines)
 
 

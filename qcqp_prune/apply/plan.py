@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from qcqp_prune.apply.plan_data import FORMAT, PLAN, WEIGHTS, Plan, StoredTensor, read_plan
 from qcqp_prune.apply.probe import take_probes
-from qcqp_prune.apply.removed import removed_tensors
 from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritten
 from qcqp_prune.apply.surgery import check_masks, copied, cut, kept_part
 from qcqp_prune.errors import PlanError, QcqpPruneError
@@ -174,7 +173,7 @@ def _require_cut(
     graph: ChannelGraph, flat: BoolArray, tensors: Mapping[str, Tensor], realisation: str
 ) -> None:
     """Refuse to save a network under masks that it was not cut with."""
-    gone = removed_tensors(graph, flat)
+    gone = graph.removed_tensors(flat)
     for spec in graph.tensors:
         tensor = tensors.get(spec.name)
         if spec.name in gone and tensor is not None:

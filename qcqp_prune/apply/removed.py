@@ -67,11 +67,6 @@ def _changes(user: Node, node: Node) -> bool:
     return in_place and bool(user.args) and user.args[0] is node
 
 
-def removed_tensors(graph: ChannelGraph, flat: BoolArray) -> frozenset[str]:
-    """Names of the parameters and buffers that go with the branches which a mask removes."""
-    return frozenset(name for b in graph.removed_blocks(flat) for name in graph.blocks[b].tensors)
-
-
 def need_rewriting(graph: ChannelGraph, flat: BoolArray) -> list[str]:
     """Names of the removed branches that no module of their own computes: a model's forward cannot be without them."""
     gone = set(graph.removed_blocks(flat))
@@ -85,7 +80,7 @@ def need_rewriting(graph: ChannelGraph, flat: BoolArray) -> list[str]:
 
 def drop_blocks(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
     """Take the parameters of removed branches out of a model, and put ``Skipped`` for modules without any left."""
-    names = removed_tensors(graph, flat)
+    names = graph.removed_tensors(flat)
     for spec in graph.tensors:
         for path in (spec.name, *spec.aliases) if spec.name in names else ():
             parent, _, leaf = path.rpartition(".")

@@ -139,6 +139,7 @@ def _verified(
         oracle.input_dependence,
         _paths(small, ShapeConv2d),
         _paths(small, SlimAttention),
+        tuple(graph.blocks[b].name for b in graph.removed_blocks(flat)),
     )
     if checked.caution:
         logger.warning("%s: %s", graph.model, checked.caution)

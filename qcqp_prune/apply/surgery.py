@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qcqp_prune.apply.removed import drop_blocks, removed_tensors
+from qcqp_prune.apply.removed import drop_blocks
 from qcqp_prune.apply.shape_conv import ShapeConv2d, column_index
 from qcqp_prune.apply.slim_attention import slim_attentions
 from qcqp_prune.apply.uneven_rnn import put_uneven
@@ -44,7 +44,7 @@ def check_masks(graph: ChannelGraph, flat: BoolArray) -> None:
         raise MaskMismatchError(
             "the masks empty a part of a residual branch and keep the rest: take masks from solve()"
         )
-    gone = {k for b in graph.removed_blocks(flat) for k in graph.blocks[b].layers}
+    gone = graph.removed_layers(flat)
     for layer in (layer for k, layer in enumerate(graph.layers) if k not in gone):
         for side, axis in (
             ("inputs", layer.in_axis),
@@ -80,7 +80,7 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
-    pieces, gone = {}, removed_tensors(graph, flat)
+    pieces, gone = {}, graph.removed_tensors(flat)
     for spec in graph.tensors:
         tensor = tensors.get(spec.name)
         if tensor is None or tuple(tensor.shape) != spec.shape:

@@ -35,6 +35,7 @@ class Verification:
         note: why the realisation is not the modules.
         input_dependence: how much the masked network's outputs vary between two random inputs, relative to the
             largest output; None where it was not measured. Close to 0, equal outputs prove little.
+        removed_blocks: names of the residual branches that are gone as a whole.
         column_layers: paths of convolutions that are ``ShapeConv2d`` now, because some of their kernel columns went.
         attention_layers: paths of ``nn.MultiheadAttention`` that are ``SlimAttention`` now.
     """
@@ -48,6 +49,7 @@ class Verification:
     input_dependence: float | None = None
     column_layers: tuple[str, ...] = ()
     attention_layers: tuple[str, ...] = ()
+    removed_blocks: tuple[str, ...] = ()
 
     @property
     def caution(self) -> str:
@@ -76,6 +78,7 @@ class Verification:
                 "counts": tuple(Count(**count) for count in data["counts"]),
                 "column_layers": tuple(data.get("column_layers", ())),
                 "attention_layers": tuple(data.get("attention_layers", ())),
+                "removed_blocks": tuple(data.get("removed_blocks", ())),
             }
             return cls(**{**plain, **lists})
         except (KeyError, TypeError) as error:

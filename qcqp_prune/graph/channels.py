@@ -323,6 +323,14 @@ class ChannelGraph:
         """Indices of the blocks that a mask ``(unit_count,)`` removes."""
         return tuple(b for b, block in enumerate(self.blocks) if not flat[block.unit])
 
+    def removed_layers(self, flat: BoolArray) -> frozenset[int]:
+        """Indices of the layers that go with the blocks which a mask removes."""
+        return frozenset(k for b in self.removed_blocks(flat) for k in self.blocks[b].layers)
+
+    def removed_tensors(self, flat: BoolArray) -> frozenset[str]:
+        """Names of the parameters and buffers that go with them."""
+        return frozenset(name for b in self.removed_blocks(flat) for name in self.blocks[b].tensors)
+
     def units(self, group: int) -> slice:
         """The flat range of a group's units."""
         return slice(int(self.offsets[group]), int(self.offsets[group + 1]))

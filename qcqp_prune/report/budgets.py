@@ -17,6 +17,7 @@ from qcqp_prune.program.problem import (
     allowed_counts,
     counted_resources,
     least_counts,
+    tie_classes,
 )
 
 
@@ -108,6 +109,7 @@ def _cheapest_step(problem: PruningProblem, row: BudgetRow, mask: BoolArray) -> 
     ties: dict[str, list[int]] = {}
     for g, group in enumerate(groups):
         ties.setdefault(f"tie {group.tie}" if group.tie is not None else f"group {g}", []).append(g)
+    classes = tie_classes([g.tie or f"group {k}" for k, g in enumerate(groups)])
     base = row.form.evaluate(counts)
     linked = {link.whole for link in problem.graph.count_links} | {
         link.part for link in problem.graph.count_links
@@ -120,6 +122,10 @@ def _cheapest_step(problem: PruningProblem, row: BudgetRow, mask: BoolArray) -> 
         if larger:
             raised = counts.copy()
             raised[members] = larger[0]
+            if len(problem.graph.needs):  # a closed branch opens as a whole
+                raised = np.asarray(
+                    problem.graph.needs.completed(raised.tolist(), allowed, classes), np.int64
+                )
             steps.append(row.form.evaluate(raised) - base)
     return min(steps, default=None)
 

@@ -51,15 +51,21 @@ def layer_rows(graph: ChannelGraph, flat: BoolArray) -> tuple[LayerRow, ...]:
         flat: ``(unit_count,) bool``, True = kept.
     """
     owners = _owners(graph)
-    return tuple(_row(graph, layer, flat, owners) for layer in graph.layers)
+    gone = graph.removed_layers(flat)
+    return tuple(
+        _row(graph, layer, flat & (k not in gone), owners, gone=k in gone)
+        for k, layer in enumerate(graph.layers)
+    )
 
 
 def other_parameters(graph: ChannelGraph, flat: BoolArray) -> OtherParameters:
     """What the rows of ``layer_rows`` leave out, so that rows and rest add up to the whole network."""
     owners = _owners(graph)
+    gone = graph.removed_tensors(flat)
     rest = [t for t in graph.tensors if t.kind == "parameter" and t.name not in owners]
     return OtherParameters(
-        sum(math.prod(t.shape) for t in rest), sum(kept_elements(graph, t, flat) for t in rest)
+        sum(math.prod(t.shape) for t in rest),
+        sum(kept_elements(graph, t, flat) for t in rest if t.name not in gone),
     )
 
 
@@ -96,7 +102,10 @@ def _owners(graph: ChannelGraph) -> dict[str, str]:
     return owners
 
 
-def _row(graph: ChannelGraph, layer: Layer, flat: BoolArray, owners: dict[str, str]) -> LayerRow:
+def _row(
+    graph: ChannelGraph, layer: Layer, flat: BoolArray, owners: dict[str, str], *, gone: bool
+) -> LayerRow:
+    """A layer's row; of one that is gone with its residual branch nothing is kept, ``flat`` says so."""
     ins, outs = flat[graph.axes[layer.in_axis]], flat[graph.axes[layer.out_axis]]
     made = flat[graph.axes[layer.made_axis]]
     mine = [t for t in graph.tensors if owners.get(t.name) == layer.name]
@@ -107,7 +116,10 @@ def _row(graph: ChannelGraph, layer: Layer, flat: BoolArray, owners: dict[str, s
         inputs=(len(ins), int(ins.sum())),
         outputs=outputs,
         macs=(_macs(layer, np.ones_like(ins), np.ones_like(made)), _macs(layer, ins, made)),
-        params=(sum(math.prod(t.shape) for t in mine), sum(kept_elements(graph, t, flat) for t in mine)),
+        params=(
+            sum(math.prod(t.shape) for t in mine),
+            sum(kept_elements(graph, t, flat) for t in mine) * (not gone),
+        ),
         why_not=None
         if not made.all() or outputs[0] > outputs[1]
         else graph.why_not_pruned(layer) or KEPT_BY_CHOICE,

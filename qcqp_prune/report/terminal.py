@@ -178,6 +178,8 @@ def verification_lines(checked: Verification) -> list[RenderableType]:
         f"({checked.dtype}, at most {checked.tolerance:.0e})",
         f"realised as {realised}" + (f": {checked.note}" if checked.note else ""),
     ]
+    if checked.removed_blocks:
+        lines.append(f"residual branches removed as a whole: {_listed(checked.removed_blocks)}")
     if checked.column_layers:
         lines.append(
             f"kernel columns stored and computed alone (ShapeConv2d): {_listed(checked.column_layers)}"

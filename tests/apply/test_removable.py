@@ -147,7 +147,7 @@ def test_transformers(first: bool) -> None:
             nn.Linear(4, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3)
         )
     )
-    graph = qp.trace(net, torch.randn(2, 5, 4), blocks=True, residual_streams=True)
+    graph = qp.trace(net, torch.randn(2, 5, 4), blocks=True, units=("widths", "heads", "stream"))
     assert len(graph.blocks) == 4
     for seed in range(2):
         assert qp.shrink_and_verify(net, graph, random_masks(graph, seed))[1].max_relative_error < 1e-8
