@@ -200,7 +200,7 @@ def _blocks(rows: list[dict[str, Any]]) -> str:
         "floors and budgets, with and without `blocks=True`; smallest is the least share of multiply-adds that any "
         "selection reaches. A dash: nothing meets the budget.",
         "",
-        "| `min_keep` | MACs at most | smallest without, with | objective without | objective with | branches removed |",
+        "| `min_keep` | MACs at most | smallest without, with | objective without | objective with | removed |",
         "|---|---|---|---|---|---|",
     ]
     found = {(row["min_keep"], row["budget"], row["blocks"]): row for row in rows}
