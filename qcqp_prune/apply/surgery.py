@@ -91,15 +91,17 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
     left = [spec for spec in graph.tensors if spec.name not in gone]
     for spec in left:
         _replace(model, spec, tensors[spec.name], pieces[spec.name])
+    drop_blocks(model, graph, flat)
     slim_attentions(model, graph, flat)  # it reads the dense sizes of heads
+    present = dict(model.named_modules(remove_duplicate=False))
     for attribute in graph.attributes:
-        _set_attribute(model, attribute, flat)
+        if attribute.module in present:
+            _set_attribute(model, attribute, flat)
     for spec in left:
         kernel = sparse_kernel(graph, spec, flat)
         if kernel is not None:
             _put_shape_conv(model, spec, kernel)
     put_uneven(model)
-    drop_blocks(model, graph, flat)
 
 
 def sparse_kernel(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray | None:
