@@ -21,6 +21,7 @@ from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.graph.removable import Blocks
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
+from qcqp_prune.graph.uniform import Uniform
 from qcqp_prune.graph.units import Units
 from qcqp_prune.importance import Magnitude
 from qcqp_prune.program.forms import PairwiseForm
@@ -110,6 +111,7 @@ def prune(
     columns: Columns = False,
     sharing: Sharing = "strict",
     blocks: Blocks = False,
+    uniform: Uniform = False,
     resources: Sequence[Resource] = (),
     realisation: Realisation = "auto",
     time_limit: float | None = None,
@@ -133,6 +135,7 @@ def prune(
         columns: as for ``trace``.
         sharing: as for ``trace``.
         blocks: as for ``trace``.
+        uniform: as for ``trace``.
         resources: further resources to budget and to measure.
         realisation: as for ``shrink_and_verify``.
         time_limit: as for ``solve``.
@@ -167,6 +170,7 @@ def prune(
             columns=columns,
             sharing=sharing,
             blocks=blocks,
+            uniform=uniform,
         )
     watch.traced(graph)
     with clock("score"):

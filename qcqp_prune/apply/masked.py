@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from qcqp_prune.apply.masked_lookups import LOOKUPS
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.apply.masked_products import PRODUCTS
 from qcqp_prune.apply.masked_recurrent import RECURRENT
@@ -31,10 +32,12 @@ from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
 from qcqp_prune.graph.export import canonical_names, export
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.graph.state import eval_mode
-from qcqp_prune.graph.walk import additions, is_pointwise, op_name
+from qcqp_prune.graph.outputs import output_leaves, traced_state
+from qcqp_prune.graph.walk import CONSTANTS, additions, is_pointwise, op_name
 
 Hook = Callable[[Node, Any], None]
+
+_TABLES = (SUMS, RULES, PRODUCTS, LOOKUPS, WINDOWS, RECURRENT)
 
 
 def masked(model: nn.Module, graph: ChannelGraph, masks: Masks) -> MaskedNetwork:
@@ -218,27 +221,33 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     """One operator on values and masks."""
     args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
     name = op_name(node)
-    rule = next((rules[name] for rules in (SUMS, RULES, PRODUCTS, WINDOWS, RECURRENT) if name in rules), None)
+    rule = next((r for table in _TABLES if (r := table.get(name)) is not None), None)
     rule = rule or (pointwise if is_pointwise(node) else None)
     values = [x for x in pytree.tree_leaves((args, kwargs), is_leaf=_is_value) if isinstance(x, Value)]
     if rule is not None and values:
         return marked(rule, node.target, (args, kwargs), rule(node.target, args, kwargs))
     is_size = name.startswith("aten::sym_")
-    if not is_size and any(v.mask is not None and not bool(v.mask.all()) for v in values):
+    if (
+        not is_size
+        and name not in CONSTANTS
+        and any(v.mask is not None and not bool(v.mask.all()) for v in values)
+    ):
         raise UnsupportedOpError(
             f"{name} has no mask-aware version, yet something that it reads is pruned: "
             "pass its layers in ignored_layers"
         )
     plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=_is_value)
     out = node.target(*plain_args, **plain_kwargs)  # type: ignore[operator]
+    if name in CONSTANTS:
+        return Value(out, repeated=frozenset(range(-out.ndim, 0)))
     return pytree.tree_map_only(Tensor, Value, out)
 
 
 def model_outputs(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
     """The leaves of a plain forward pass in eval mode, without gradients."""
     args, kwargs = call
-    with eval_mode(model), torch.no_grad():
-        return pytree.tree_leaves(model(*args, **kwargs))
+    with traced_state(model), torch.no_grad():
+        return output_leaves(model(*args, **kwargs))
 
 
 def _is_value(x: Any) -> bool:

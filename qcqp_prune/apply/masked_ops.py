@@ -370,16 +370,6 @@ def made_anew(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Val
     return Value(_run(target, args, kwargs))
 
 
-def indexed(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-    """Positions are taken by number, and their masks with them."""
-    out, source = _run(target, args, kwargs), args[0]
-    if any(v.mask is not None for v in _values(args[1:])):
-        raise UnsupportedOpError(
-            "an index of which some entries are pruned: pass the layer in ignored_layers"
-        )
-    return Value(out) if source.mask is None else Value(out, _run(target, (source.mask, *args[1:]), kwargs))
-
-
 def item(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One of several outputs."""
     return operator.getitem(args[0], args[1])
@@ -439,6 +429,7 @@ _SAME = [
     "lift_fresh",
     "to",
     "_to_copy",
+    "type_as",
 ]
 _NEUTRAL = {"sum": 0.0, "prod": 1.0, "amax": -math.inf, "max": -math.inf, "amin": math.inf, "min": math.inf}
 _NEUTRAL |= {"logsumexp": -math.inf}
@@ -448,7 +439,7 @@ RULES: dict[str, Rule] = {
     **{f"aten::{name}": move for name in _MOVES},
     **{f"aten::{name}": per_channel for name in (*_SAME, "prelu")},
     **{f"aten::{name}": like for name in _LIKE},
-    **{f"aten::{name}": made_anew for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
+    "aten::new_empty": made_anew,
     **{f"aten::conv{n}d": partial(matrix, out_dim=-n - 1) for n in (1, 2, 3)},
     **{f"aten::conv_transpose{n}d": partial(matrix, out_dim=-n - 1) for n in (1, 2, 3)},
     **{f"aten::{name}": partial(pooled, dims=n) for name, n in {**POOLING, **UPSAMPLING}.items()},
@@ -468,7 +459,6 @@ RULES: dict[str, Rule] = {
     "aten::constant_pad_nd": constant_pad,
     **{f"aten::{kind}_pad{n}d": move for kind in ("reflection", "replication") for n in (1, 2, 3)},
     "aten::glu": glu,
-    "aten::index": indexed,
     "aten::expand_as": expand_as,
     **{f"aten::{name}": pointwise for name in UNTAGGED},
     "getitem": item,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from qcqp_prune.apply.masked_ops import Rule, Value, constant_pad, item, matrix, move, pointwise
+from qcqp_prune.apply.masked_ops import Rule, Value, constant_pad, item, matrix, move, per_channel, pointwise
 from qcqp_prune.graph.channels import KeptSum
 from qcqp_prune.graph.walk import ADDITIONS
 
@@ -132,6 +132,8 @@ def _repeated(target: Any, rule: Rule, values: list[Value], out: Value) -> froze
     shape = out.value.shape
     if target._schema.name in ("aten::expand", "aten::expand_as"):
         return _broadcast_dims(values[0], shape) | values[0].repeated
+    if rule is per_channel and len(values) == 1:
+        return values[0].repeated
     if rule is not pointwise and rule is not addition:
         return frozenset()
     along = [_broadcast_dims(v, shape) | v.repeated for v in values]

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from qcqp_prune.apply.hf_config import follow
 from qcqp_prune.apply.plan_data import FORMAT, PLAN, WEIGHTS, Plan, StoredTensor, read_plan
 from qcqp_prune.apply.probe import take_probes
 from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritten
@@ -137,7 +138,10 @@ def _rebuilt(dense: nn.Module, plan: Plan) -> nn.Module:
         check_masks(plan.graph, flat)
         small = copied(dense)
         cut(small, plan.graph, flat)
-        return rewritten(dense, small, plan.graph, flat) if plan.realisation == "graph" else small
+        if plan.realisation == "graph":
+            return rewritten(dense, small, plan.graph, flat)
+        follow(small, plan.graph, flat)
+        return small
     except QcqpPruneError as error:
         raise PlanError(f"the model cannot be cut as the plan says: {error}") from error
 

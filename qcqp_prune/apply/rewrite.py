@@ -28,7 +28,7 @@ from qcqp_prune.graph.export import export
 from qcqp_prune.graph.heads import PRODUCTS
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.ops import joins, norms, pooling
-from qcqp_prune.graph.walk import ADDITIONS, is_pointwise, op_name
+from qcqp_prune.graph.walk import ADDITIONS, CONSTANTS, is_pointwise, op_name
 
 _LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
 
@@ -256,6 +256,11 @@ def _patch(node: Node, kept: dict[Node, Any]) -> None:
         _set(node, 1, _computed(node, _sizes(node.args[1], out), out))
     elif name == "expand":
         _set(node, 1, _sizes(node.args[1], [kept_after_joins(node, kept, d) for d in range(len(out))]))
+    elif op_name(node) in CONSTANTS:
+        place = 1 if name.startswith("new_") else 0
+        _set(
+            node, place, _sizes(node.args[place], [kept_after_joins(node, kept, d) for d in range(len(out))])
+        )
     elif name == "unflatten":
         dim = int(node.args[1]) % (len(out) - len(node.args[2]) + 1)  # type: ignore[arg-type]
         _set(node, 2, _sizes(node.args[2], out[dim:]))
@@ -362,22 +367,30 @@ def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
     that leave every position where it is.
     """
     along: BoolArray = kept[node][dim]
+    back = dim - len(kept[node])  # joins align from the right
     seen, front = {node}, list(node.users)
     while front:
         user = front.pop()
-        if user in seen or not (_keeps_layout(user) or _repeats(user, dim, len(kept[node]))):
+        if user in seen:
             continue
         seen.add(user)
+        if op_name(user) == "aten::scaled_dot_product_attention":  # heads of a mask are those of the queries
+            queries = kept[user.args[0]]  # type: ignore[index]
+            if -len(queries) <= back < -2 and queries[back].shape == along.shape:
+                along = along & queries[back]
+            continue
+        if not (_keeps_layout(user) or _repeats(user, back)):
+            continue
         after = kept[user]
-        if len(after) == len(kept[node]) and after[dim].shape == along.shape:
-            along = along & after[dim]
+        if len(after) >= -back and after[back].shape == along.shape:
+            along = along & after[back]
             front += list(user.users)
     return along
 
 
-def _repeats(node: Node, dim: int, rank: int) -> bool:
-    """Whether an operator is a product of matrices that is repeated over a dimension."""
-    return node.op == "call_function" and op_name(node) in PRODUCTS and dim < rank - 2
+def _repeats(node: Node, back: int) -> bool:
+    """Whether an operator is a product of matrices that is repeated over a dimension, counted from the right."""
+    return node.op == "call_function" and op_name(node) in PRODUCTS and back < -2
 
 
 def _keeps_layout(node: Node) -> bool:

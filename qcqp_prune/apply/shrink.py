@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import nn
 
+from qcqp_prune.apply.hf_config import follow
 from qcqp_prune.apply.removed import need_rewriting
 from qcqp_prune.apply.rewrite import rewritten
 from qcqp_prune.apply.shape_conv import ShapeConv2d
@@ -70,6 +72,7 @@ def shrink_and_verify(
     check_masks(graph, flat)
     small = copied(model)
     cut(small, graph, flat)
+    config = follow(small, graph, flat) if realisation != "graph" else ""
     oracle = Oracle(model, graph, flat)
     failure, beyond = "", _beyond_modules(graph, flat, oracle)
     if beyond and realisation != "graph":
@@ -81,7 +84,7 @@ def shrink_and_verify(
         logger.info("%s: %s; rewriting its graph", graph.model, failure)
     elif realisation != "graph":
         try:
-            return small, _verified(small, graph, flat, oracle, resources)
+            return small, replace(_verified(small, graph, flat, oracle, resources), config=config)
         except (VerificationError, RuntimeError, ValueError, AssertionError) as error:
             first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             failure = first.partition(": report it")[0]

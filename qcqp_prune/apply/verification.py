@@ -35,6 +35,7 @@ class Verification:
         note: why the realisation is not the modules.
         input_dependence: how much the masked network's outputs vary between two random inputs, relative to the
             largest output; None where it was not measured. Close to 0, equal outputs prove little.
+        config: what became of the configuration of a model of transformers; empty for all others.
         column_layers: paths of convolutions that are ``ShapeConv2d`` now, because some of their kernel columns went.
         attention_layers: paths of ``nn.MultiheadAttention`` that are ``SlimAttention`` now.
         removed_blocks: names of the residual branches that are gone as a whole.
@@ -50,6 +51,7 @@ class Verification:
     column_layers: tuple[str, ...] = ()
     attention_layers: tuple[str, ...] = ()
     removed_blocks: tuple[str, ...] = ()
+    config: str = ""
 
     @property
     def caution(self) -> str:

@@ -16,7 +16,8 @@ from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import export
 from qcqp_prune.graph.inputs import make_inputs
-from qcqp_prune.graph.state import eval_mode, tensors_replaced
+from qcqp_prune.graph.outputs import output_leaves, traced_state
+from qcqp_prune.graph.state import tensors_replaced
 from qcqp_prune.program.problem import Resource
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -34,7 +35,7 @@ class Oracle:
         try:
             self.dtype: torch.dtype | None = torch.float64
             self.outputs = self._run(self.call)
-            _outputs(model, self.call, torch.float64)
+            double_outputs(model, self.call)
         except RuntimeError:
             # Something in this forward takes no other dtype: compare in the network's own.
             self.dtype = None
@@ -59,10 +60,8 @@ class Oracle:
 
     def error(self, small: nn.Module) -> tuple[float, torch.dtype]:
         """Largest relative error of a candidate, and the dtype of the comparison."""
-        outputs = (
-            model_outputs(small, self.call) if self.dtype is None else _outputs(small, self.call, self.dtype)
-        )
-        return _relative_error(outputs, self.outputs)
+        outputs = model_outputs(small, self.call) if self.dtype is None else double_outputs(small, self.call)
+        return relative_error(outputs, self.outputs)
 
 
 def check_counts(
@@ -109,15 +108,15 @@ def _measured(measure: Any, graph: ChannelGraph, small: nn.Module, call: Any, ex
     return measured
 
 
-def _outputs(model: nn.Module, call: Any, dtype: torch.dtype) -> list[Any]:
-    """A forward pass in double precision; the model has its own tensors back afterwards."""
+def double_outputs(model: nn.Module, call: Any) -> list[Any]:
+    """The leaves of a forward pass in double precision; the model has its own tensors back afterwards."""
 
     def cast(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor
+        return tensor.detach().double() if tensor.is_floating_point() else tensor
 
-    args, kwargs = _cast(call, dtype)
-    with eval_mode(model), tensors_replaced(model, cast), torch.no_grad(), Widened():
-        return pytree.tree_leaves(model(*args, **kwargs))
+    args, kwargs = _cast(call, torch.float64)
+    with traced_state(model), tensors_replaced(model, cast), torch.no_grad(), Widened():
+        return output_leaves(model(*args, **kwargs))
 
 
 def _cast(call: Any, dtype: torch.dtype) -> Any:
@@ -127,7 +126,12 @@ def _cast(call: Any, dtype: torch.dtype) -> Any:
     return pytree.tree_map(cast, call)
 
 
-def _relative_error(outputs: list[Any], expected: list[Any]) -> tuple[float, torch.dtype]:
+def relative_error(outputs: list[Any], expected: list[Any]) -> tuple[float, torch.dtype]:
+    """Largest difference relative to the largest entry of its tensor, and the dtype of the comparison.
+
+    Raises:
+        VerificationError: two tensors are of unlike shapes.
+    """
     pairs = [(a, b) for a, b in zip(outputs, expected, strict=True) if isinstance(b, Tensor)]
     worst, dtype = 0.0, torch.float64
     for a, b in pairs:

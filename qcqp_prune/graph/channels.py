@@ -148,6 +148,8 @@ class InputSpec:
         shape, dtype: of a tensor; ``dtype`` is ``python`` for a plain value.
         low, high: range of an integer tensor's values.
         value: the plain value.
+        pattern: of an integer tensor with at most two values, such as a mask, where the larger one stands: its bits in
+            row-major order, packed, compressed by zlib, in base 64. Empty otherwise.
     """
 
     path: str
@@ -156,6 +158,7 @@ class InputSpec:
     low: int = 0
     high: int = 1
     value: int | float | str | bool | None = None
+    pattern: str = ""
 
 
 @dataclass(frozen=True)

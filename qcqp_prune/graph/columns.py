@@ -51,8 +51,8 @@ class ColumnUnits:
     notes: tuple[Note, ...] = ()
 
 
-def read_globs(columns: Columns) -> tuple[str, ...]:
-    """The option as globs; ``("",)`` means every convolution.
+def read_globs(columns: Columns, option: str = "columns") -> tuple[str, ...]:
+    """An option as globs; ``("",)`` means every layer that it can be asked of.
 
     Raises:
         InvalidOptionError: it is neither a truth value nor made of names.
@@ -63,7 +63,7 @@ def read_globs(columns: Columns) -> tuple[str, ...]:
     listed = tuple(globs) if isinstance(globs, Iterable) else (None,)
     if not all(isinstance(g, str) and g for g in listed):
         raise InvalidOptionError(
-            f"columns={columns!r}: give True for all convolutions that can have them, or names or globs of layers"
+            f"{option}={columns!r}: give True for all layers that can have it, or names or globs of layers"
         )
     return listed
 

@@ -18,7 +18,8 @@ from qcqp_prune.graph.decompose import decomposed
 from qcqp_prune.graph.inline import inlined
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.recurrent import GATES
-from qcqp_prune.graph.state import drop_caches, eval_mode
+from qcqp_prune.graph.outputs import open_outputs, traced_state
+from qcqp_prune.graph.state import drop_caches
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
 
@@ -65,7 +66,13 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
     if not isinstance(model, nn.Module):
         raise TraceError(f"the model is a {type(model).__name__}: pass a torch.nn.Module")
     args, kwargs = call
-    with eval_mode(model), torch.no_grad(), plain_attention(), warnings.catch_warnings():
+    with (
+        traced_state(model),
+        open_outputs(model),
+        torch.no_grad(),
+        plain_attention(),
+        warnings.catch_warnings(),
+    ):
         try:
             model(*args, **kwargs)
         except Exception as error:  # whatever a user's forward raises

@@ -38,7 +38,7 @@ _VIEWS = {
 }
 _KEPT = {
     *("clone", "contiguous", "dropout", "to", "_to_copy", "alias", "detach", "expand", "expand_as"),
-    *("layer_norm", "rms_norm", "softmax", "_softmax", "linalg_vector_norm"),
+    *("type_as", "layer_norm", "rms_norm", "softmax", "_softmax", "linalg_vector_norm"),
     *("slice", "narrow", "roll", "flip", "cat", "concat", "getitem"),
     *("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split"),
 }

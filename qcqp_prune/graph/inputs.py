@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -73,13 +77,27 @@ def _describe(path: str, leaf: Any) -> InputSpec:
     dtype = str(leaf.dtype).removeprefix("torch.")
     if leaf.is_floating_point() or leaf.is_complex() or leaf.numel() == 0:
         return InputSpec(path, tuple(leaf.shape), dtype)
-    return InputSpec(path, tuple(leaf.shape), dtype, int(leaf.min()), int(leaf.max()))
+    low, high = int(leaf.min()), int(leaf.max())
+    two = bool(((leaf == low) | (leaf == high)).all())
+    return InputSpec(path, tuple(leaf.shape), dtype, low, high, pattern=_packed(leaf == high) if two else "")
+
+
+def _packed(bits: torch.Tensor) -> str:
+    return base64.b64encode(zlib.compress(np.packbits(bits.cpu().numpy()).tobytes())).decode()
+
+
+def _unpacked(spec: InputSpec) -> torch.Tensor:
+    raw = np.frombuffer(zlib.decompress(base64.b64decode(spec.pattern)), np.uint8)
+    bits = np.unpackbits(raw, count=math.prod(spec.shape)).astype(np.bool_).reshape(spec.shape)
+    return torch.from_numpy(bits)
 
 
 def make_inputs(
     graph: ChannelGraph, *, seed: int = 0, device: torch.device | str = "cpu"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Random inputs of the traced shapes: standard normal, or integers in the range that the example had.
+
+    A mask (integers or booleans with at most two values) is the example's own: what it hides is part of its meaning.
 
     Returns:
         ``(args, kwargs)``; the same for the same seed.
@@ -102,6 +120,8 @@ def _make(spec: InputSpec, generator: torch.Generator, device: torch.device | st
     dtype = getattr(torch, spec.dtype)
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(spec.shape, generator=generator).to(device=device, dtype=dtype)
+    if spec.pattern:
+        return torch.where(_unpacked(spec), spec.high, spec.low).to(device=device, dtype=dtype)
     return torch.randint(spec.low, spec.high + 1, spec.shape, generator=generator).to(
         device=device, dtype=dtype
     )

@@ -35,6 +35,7 @@ from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
 from qcqp_prune.graph.removable import Blocks, Traced, read_blocks, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
+from qcqp_prune.graph.uniform import Uniform, tied_alike
 from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_pairs
 from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, is_pointwise, op_name
@@ -58,6 +59,7 @@ def trace(
     columns: Columns = False,
     sharing: Sharing = "strict",
     blocks: Blocks = False,
+    uniform: Uniform = False,
     handlers: Mapping[str, Handler] | None = None,
 ) -> ChannelGraph:
     """Find which channels of a network live and die together, and what each costs.
@@ -81,7 +83,10 @@ def trace(
             which are there as soon as one operand writes them. The smaller network then scatters where operands differ.
         blocks: residual branches that may be removed as a whole, so that ``x + f(x)`` becomes ``x``: True for all that
             can be, or names or globs. Whatever ``min_keep`` says, all of a branch's channels then may go together.
-            Notes say which branches cannot. Not together with ``columns`` or with free sharing.
+            Notes say which branches cannot. Not together with ``columns``, ``uniform`` or free sharing.
+        uniform: which layers keep equally many units, for a network that is built from one number for all of its
+            blocks. True ties those whose names differ in numbers only (``layers.0.mlp.fc`` and ``layers.1.mlp.fc``);
+            of several globs each ties all layers of one width that it matches.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
 
     Raises:
@@ -89,10 +94,10 @@ def trace(
         UnknownLayerError: an ignored layer or a glob matches nothing.
         InvalidOptionError: an option has a value outside its domain.
     """
-    limits, split, choice = Limits(round_to, min_keep), read_globs(columns), UnitChoice.read(units)
-    branches = read_blocks(blocks)
-    if branches and (split or sharing == "free"):
-        other = "columns" if split else 'sharing="free"'
+    limits, choice = Limits(round_to, min_keep), UnitChoice.read(units)
+    split, even, branches = read_globs(columns), read_globs(uniform, "uniform"), read_blocks(blocks)
+    if branches and (split or even or sharing == "free"):
+        other = "columns" if split else "uniform" if even else 'sharing="free"'
         raise InvalidOptionError(f"blocks and {other} at once: choose one of the two")
     if sharing not in get_args(Sharing):
         raise InvalidOptionError(f"sharing={sharing!r}: choose from {', '.join(get_args(Sharing))}")
@@ -109,7 +114,7 @@ def trace(
     freeze_unasked(walk, layers)
     ignored = _ignore(walk, model, ignored_layers, layers)
     keep_pairs(walk)
-    for glob in (*limits.globs(), *filter(None, split), *choice.globs()):
+    for glob in (*limits.globs(), *filter(None, (*split, *even)), *choice.globs()):
         _require_match(glob, [x.name for x in layers], model)
     grouping = group_units(walk.table, layers, _with_segments(walk), limits)
     _note_strict_sums(walk)
@@ -117,7 +122,8 @@ def trace(
     graph = _assemble(model, walk, layers, axes, names, (inputs, tree))
     # How a sum of unlike operands is put together, and what that takes, is not known before they are chosen.
     activations = () if len(graph.links) else find_activations(program, walk, axes.tracked)
-    graph = replace(graph, axes=tuple(axes.units), activations=activations)
+    groups = tied_alike(graph.groups, even) if even else graph.groups
+    graph = replace(graph, groups=groups, axes=tuple(axes.units), activations=activations)
     wanted = {k: layers[k].name in ignored for k in _asked(walk, layers, split)}
     graph = with_columns(graph, column_units(walk, model, layers, grouping, wanted))
     user_inputs = frozenset(program.graph_signature.user_inputs)

@@ -21,6 +21,13 @@ _ANCESTORS = 64
 ADDITIONS = ("aten::add", "aten::sub", "aten::rsub")
 """Operators of which a removed operand leaves the other as it is."""
 
+CONSTANTS = {f"aten::{name}" for name in ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")}
+"""Operators that make a tensor of one value in a written size."""
+
+REPEATING = {
+    f"aten::{name}" for name in ("expand", "expand_as", "repeat", "tile", "repeat_interleave")
+} | CONSTANTS
+
 Handler = Callable[["Walk", Node], "Axes | list[Axes]"]
 """Says how labels flow through one operator: labels of its output, or of each output where it gives a sequence."""
 
@@ -185,6 +192,13 @@ class Walk:
         """Whether a dimension is the first of three or more of a parameter, where experts stand."""
         return labels is not None and int(labels[0]) in self._leading
 
+    def _is_repeated_for_samples(self, node: Node) -> bool:
+        """Whether a tensor that depends on no input is made once for each sample (queries, position embeddings)."""
+        if self.batch == 1 or node.op != "call_function" or op_name(node) not in REPEATING:
+            return False
+        before = [self.shape(n)[:1] for n in self.tensor_inputs(node)]
+        return self.shape(node)[:1] == (self.batch,) and (self.batch,) not in before
+
     def module_path(self, node: Node) -> str:
         """Path of the module in whose ``forward`` the operator stands."""
         stack = node.meta.get("nn_module_stack") or {"": ("", None)}
@@ -205,7 +219,7 @@ class Walk:
     def set_axes(self, node: Node, axes: Axes | list[Axes], *, is_input: bool = False) -> None:
         """Store what a handler said of a node."""
         self._axes[node] = axes
-        if is_input or self.is_fed(node):
+        if is_input or self.is_fed(node) or self._is_repeated_for_samples(node):
             self._fed.add(node)
 
     def new_tensor(self, name: str, shape: Sequence[int]) -> Axes:

@@ -180,6 +180,8 @@ def verification_lines(checked: Verification) -> list[RenderableType]:
     ]
     if checked.removed_blocks:
         lines.append(f"residual branches removed as a whole: {_listed(checked.removed_blocks)}")
+    if checked.config:
+        lines.append(checked.config)
     if checked.column_layers:
         lines.append(
             f"kernel columns stored and computed alone (ShapeConv2d): {_listed(checked.column_layers)}"

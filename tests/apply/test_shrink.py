@@ -286,6 +286,20 @@ def test_a_dtype_written_into_forward() -> None:
     assert checked.max_relative_error < checked.tolerance == 1e-8
 
 
+def test_a_forward_that_insists_on_its_dtype() -> None:
+    class Strict(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype != torch.float32:
+                raise RuntimeError("single precision, please")
+            return super().forward(x)
+
+    model = liven(Strict())
+    graph = trace(model, X)
+    _, checked = shrink_and_verify(model, graph, random_masks(graph, 0, 0.5))
+    assert checked.dtype == "float32"
+    assert checked.max_relative_error < checked.tolerance == 1e-4
+
+
 def test_masked_network_takes_inputs_of_any_dtype() -> None:
     model = liven(Net())
     graph = trace(model, X)

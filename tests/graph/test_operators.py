@@ -113,6 +113,12 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "assignment": lambda m, y: _assigned(y, torch.zeros_like(y)),
     "assignment in place": lambda m, y: _assigned(y.tanh(), y.sin()),
     "autocast that is off": lambda m, y: _cast(m, y, enabled=False),
+    "constants": lambda m, y: (
+        y + y.new_full(y.shape, 2.0) * torch.ones(1, 8, 1, 1) - torch.zeros(8, 6, 6).tanh()
+    ),
+    "look-ups in the plane": lambda m, y: (
+        y.index_select(2, torch.arange(5, -1, -1)) + y.gather(3, (y > 0).long())
+    ),
     "dropout": lambda m, y: F.dropout2d(F.dropout(y, 0.5, m.training), 0.5, m.training),
 }
 
@@ -143,9 +149,16 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "stepped slice": (lambda m, y: torch.cat([y[:, ::2], y[:, 1::2]], 1), "sliced with a step"),
     "one channel": (lambda m, y: y * y[:, 0][:, None], "indexed by position"),
     "fft": (lambda m, y: torch.fft.fft2(y).abs(), "_fft_c2c"),
-    "new zeros": (lambda m, y: y + y.new_zeros(y.shape), "joined with a tensor that no handler could follow"),
+    "constants in a row": (
+        lambda m, y: y + torch.cat([y.new_ones(2, 3, 6, 6), y.new_zeros(2, 5, 6, 6)], 1),
+        "joined with a tensor that no handler could follow",
+    ),
     "assignment to zeros": (
         lambda m, y: _assigned(y, y.new_zeros(y.shape)),
+        "joined with a tensor that no handler could follow",
+    ),
+    "copy to ones": (
+        lambda m, y: y + y.new_ones(y.shape).copy_(y.tanh()),
         "joined with a tensor that no handler could follow",
     ),
     "autocast": (lambda m, y: _cast(m, y, enabled=True), "read by wrap_with_autocast, which has no handler"),

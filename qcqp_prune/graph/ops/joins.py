@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes, Labels
-from qcqp_prune.graph.walk import Handler, Walk, op_name
+from qcqp_prune.graph.walk import CONSTANTS, Handler, Walk, argument, is_pointwise, op_name
 
 
 def pointwise(walk: Walk, node: Node) -> Axes:
@@ -66,7 +66,7 @@ def glu(walk: Walk, node: Node) -> Axes:
 
 
 def factory(walk: Walk, node: Node) -> Axes:
-    """A new tensor of a written size: nothing of it can go."""
+    """A new tensor of a written size with contents that differ: nothing of it can go."""
     return [None] * len(walk.shape(node))
 
 
@@ -75,6 +75,28 @@ def is_zeros(node: Node) -> Node | None:
     while op_name(node).removeprefix("aten::") in _COPIES:
         node = node.all_input_nodes[0]
     return node if op_name(node) in ("aten::zeros", "aten::new_zeros", "aten::zeros_like") else None
+
+
+def constant(walk: Walk, node: Node) -> Axes:
+    """A new tensor of one value: any of its positions can go with what it is joined with."""
+    if not _only_joined(node):
+        return factory(walk, node)
+    return [walk.table.fresh(size) for size in walk.shape(node)]
+
+
+def _only_joined(node: Node) -> bool:
+    """Whether all that becomes of a constant is that it is joined with other tensors, element by element."""
+    return all(_joins(user, node) for user in node.users)
+
+
+def _joins(user: Node, constant: Node) -> bool:
+    name = op_name(user)
+    if name == "aten::scaled_dot_product_attention":
+        return argument(user, "attn_mask") is constant
+    if name in ("aten::glu", "aten::copy") or not (is_pointwise(user) or name in HANDLERS):
+        return False
+    alone = all(n is constant or op_name(n) in CONSTANTS for n in user.all_input_nodes)
+    return not alone or _only_joined(user)
 
 
 UNTAGGED = [
@@ -95,16 +117,10 @@ UNTAGGED = [
 """Pointwise, though PyTorch does not tag all their overloads so."""
 
 _FACTORIES = [
-    "zeros",
-    "ones",
-    "full",
     "empty",
     "arange",
     "linspace",
     "scalar_tensor",
-    "new_zeros",
-    "new_ones",
-    "new_full",
     "new_empty",
     "eye",
     "rand",
@@ -151,4 +167,5 @@ HANDLERS: dict[str, Handler] = {
     "aten::copy": pointwise,  # written into what it is joined with
     **{f"aten::{name}": pointwise for name in UNTAGGED},
     **{f"aten::{name}": factory for name in _FACTORIES},
+    **dict.fromkeys(CONSTANTS, constant),
 }

@@ -57,10 +57,13 @@ def pieces(walk: Walk, node: Node) -> list[Axes]:
     if labels is not None and len(set(sizes)) == 1:
         walk.table.add_runs(labels, len(sizes), "split into equal parts", required=False)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    return [
-        _with(axes, dim, _part(walk, labels, np.arange(a, b)))
+    parts = [
+        _part(walk, labels, np.arange(a, b))
         for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
     ]
+    if parts[0] is not None and len(set(sizes)) == 1:
+        walk.attribute(node, {"split_size": parts[0]})
+    return [_with(axes, dim, part) for part in parts]
 
 
 def unbind(walk: Walk, node: Node) -> list[Axes]:

@@ -1,0 +1,44 @@
+"""Mask-aware look-ups by number, for the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qcqp_prune.apply.masked_ops import Rule, Value, _both, _hold, _run, _values
+from qcqp_prune.errors import UnsupportedOpError
+
+
+def indexed(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Positions are taken by number, and their masks with them."""
+    out, source = _run(target, args, kwargs), args[0]
+    if any(v.mask is not None for v in _values(args[1:])):
+        raise UnsupportedOpError(
+            "an index of which some entries are pruned: pass the layer in ignored_layers"
+        )
+    return Value(out) if source.mask is None else Value(out, _run(target, (source.mask, *args[1:]), kwargs))
+
+
+def gathered(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Each entry of the index takes one of the values: what it takes is kept where both are."""
+    out, index = _run(target, args, kwargs), args[2]
+    if args[0].mask is None:
+        return _hold(out, index.mask)
+    return _hold(out, _both(_run(target, (args[0].mask, *args[1:]), kwargs), index.mask))
+
+
+def embedding(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Rows of a table are taken by number, and their masks with them."""
+    table, out = args[0], _run(target, args, kwargs)
+    if args[1].mask is not None:
+        raise UnsupportedOpError(
+            "an index of which some entries are pruned: pass the layer in ignored_layers"
+        )
+    return Value(out) if table.mask is None else Value(out, table.mask[args[1].value])
+
+
+LOOKUPS: dict[str, Rule] = {
+    "aten::index": indexed,
+    "aten::index_select": indexed,
+    "aten::gather": gathered,
+    "aten::embedding": embedding,
+}
