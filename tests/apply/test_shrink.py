@@ -277,7 +277,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
 def test_a_dtype_written_into_forward() -> None:
     class Typed(Net):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.float())
+            return super().forward(x.float() @ torch.eye(8).flip(0))
 
     model = liven(Typed())
     graph = trace(model, X)

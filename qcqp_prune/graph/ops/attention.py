@@ -168,8 +168,9 @@ def _count(
         inner, outer = (_tracked(walk, labels) for labels in sides)
     else:
         inner, outer = (_without_batch(walk, node, labels) for labels in sides)
-        walk.products += [labels for labels in sides if labels is not None]
-        walk.summed += [labels for labels in sides[:1] if labels is not None]
+        if walk.is_fed(node):  # else it is a table that is looked up, such as position embeddings
+            walk.products += [labels for labels in sides if labels is not None]
+            walk.summed += [labels for labels in sides[:1] if labels is not None]
     if macs % (len(inner) * len(outer)) or elements % len(outer):
         for labels in sides:
             walk.table.freeze(labels, "a dimension that holds samples and channels in an order of its own")
