@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from qcqp_prune.graph.streams import STREAM
+from qcqp_prune.graph.units import REASONS
 from tests.graph.test_attention import HEADS, TOKENS, WIDTH, Block
 from tests.networks import liven, prune_and_check, random_masks, reasons, widths
 
@@ -32,8 +32,8 @@ def test_a_table_looked_up_by_a_product_makes_no_heads() -> None:
     model, x = liven(LookedUp()), torch.randn(2, TOKENS, 7)
     graph = qp.trace(model, x)
     assert list(widths(graph, free=True).values()) == [HEADS, 10]
-    assert reasons(graph)["embed"] == STREAM
-    whole = qp.trace(model, x, residual_streams=True)
+    assert reasons(graph)["embed"] == REASONS["stream"]
+    whole = qp.trace(model, x, units=["heads", "widths", "stream"])
     assert sorted(widths(whole, free=True).values()) == [HEADS, 10, WIDTH]
     for seed, traced in enumerate((graph, whole)):
         prune_and_check(model, x, traced, random_masks(traced, seed), live=False, mixes=True)
