@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qcqp_prune.apply.masked_ops import Rule, Value, _argument, _run
 from qcqp_prune.errors import UnsupportedOpError
-from qcqp_prune.graph.ops.recurrent import GATES, Cell
+from qcqp_prune.graph.ops.recurrent import GATES, STEPS, Cell
 
 
 def recurrence(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Value]:
@@ -55,6 +55,19 @@ def recurrence(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
     ]
 
 
+def step(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One step of one layer, from a state that is zero where units are removed."""
+    source, given = args[:2]
+    kept = _units(args[2], STEPS[target._schema.name]).to(source.value.device)
+    states = given if isinstance(given, list) else [given]
+    start = [replace(s, value=s.value.masked_fill(~kept, 0).to(source.value.dtype)) for s in states]
+    out = _run(target, (source, start if isinstance(given, list) else start[0], *args[2:]), kwargs)
+    values = out if isinstance(out, tuple) else (out,)
+    whole = bool(kept.all())
+    found = [Value(o, None if whole else kept.expand(o.shape).contiguous()) for o in values]
+    return found if isinstance(out, tuple) else found[0]
+
+
 def _units(weight: Value, gates: int) -> Tensor:
     """Which units a weight has rows for, ``(hidden,) bool``."""
     if weight.mask is None:
@@ -68,4 +81,4 @@ def _units(weight: Value, gates: int) -> Tensor:
     return by_gate[0]
 
 
-RECURRENT: dict[str, Rule] = dict.fromkeys(GATES, recurrence)
+RECURRENT: dict[str, Rule] = {**dict.fromkeys(GATES, recurrence), **dict.fromkeys(STEPS, step)}

@@ -14,7 +14,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.joined_sum import JoinedSum, places_in
@@ -107,9 +109,20 @@ def _exported(model: nn.Module, graph: ChannelGraph) -> tuple[GraphModule, Any]:
     try:
         names = list(inspect.signature(model.forward).parameters)
         spec = {**dict(zip(names, args, strict=False)), **kwargs}
-        return exported_module(export(model, double, dynamic_shapes=spec)), double
+        program = export(model, double, dynamic_shapes=spec)
+        if _is_free(program, double, 2 * graph.batch):
+            return exported_module(program), double
     except TraceError:
-        return exported_module(export(model, call)), call
+        pass
+    return exported_module(export(model, call)), call
+
+
+def _is_free(program: ExportedProgram, call: Any, batch: int) -> bool:
+    """Whether the batch of every input stayed free: some operators need a number, and the export writes it down."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
+    free = [v for v in values if isinstance(v, Tensor) and v.ndim and free_symbols(v.shape[0])]
+    return len(free) == sum(_has_batch(x, batch) for x in pytree.tree_leaves(call))
 
 
 def _ask_for_sizes(module: GraphModule) -> None:

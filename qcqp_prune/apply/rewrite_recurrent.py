@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 from typing import Any, cast
 
+import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from qcqp_prune.apply.uneven_rnn import UnevenRNN, widths
 from qcqp_prune.graph.ops.joins import is_zeros
-from qcqp_prune.graph.ops.recurrent import GATES, MODULES
+from qcqp_prune.graph.ops.recurrent import GATES, MODULES, STEPS
 from qcqp_prune.graph.walk import argument, op_name
 
 
@@ -25,16 +26,21 @@ def call_recurrent_modules(module: GraphModule, modules: dict[str, nn.Module], k
         kept: for each node which positions are kept; extended by the new nodes.
     """
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or op_name(node) not in GATES:
+        if node.op != "call_function" or op_name(node) not in {**GATES, **STEPS}:
             continue
         stack = node.meta.get("nn_module_stack") or {"": ("", None)}
         path = str(list(stack.values())[-1][0]).split("@")[0]
         small = modules.get(path)
-        if path and isinstance(small, (*MODULES, UnevenRNN)) and type(small) in (*MODULES, UnevenRNN):
+        if (
+            op_name(node) in GATES
+            and path
+            and isinstance(small, (*MODULES, UnevenRNN))
+            and type(small) in (*MODULES, UnevenRNN)
+        ):
             module.add_submodule(path, small)
             _call(module, node, path, small, kept)
         else:
-            _resize_zeros(node, kept)
+            _resize_zeros(module.graph, node, kept)
 
 
 def _call(module: GraphModule, node: Node, path: str, small: nn.Module, kept: dict[Node, Any]) -> None:
@@ -76,7 +82,7 @@ def _own_widths(small: UnevenRNN) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return small.hidden_sizes, small.output_sizes
 
 
-def _take_apart(graph: Any, stack: Node, new: Node, kept: dict[Node, Any]) -> None:
+def _take_apart(graph: Graph, stack: Node, new: Node, kept: dict[Node, Any]) -> None:
     """What takes single states out of a stack takes them out of a tuple."""
     for user in list(stack.users):
         name = op_name(user)
@@ -97,16 +103,22 @@ def _take_apart(graph: Any, stack: Node, new: Node, kept: dict[Node, Any]) -> No
         graph.erase_node(user)
 
 
-def _resize_zeros(node: Node, kept: dict[Node, Any]) -> None:
-    """Zeros that a recurrent operator starts from, in the kept width of all its layers."""
+def _resize_zeros(graph: Graph, node: Node, kept: dict[Node, Any]) -> None:
+    """Zeros that a recurrent operator starts from, in the kept width of all its layers and the dtype of its input."""
     given = argument(node, "hx")
-    for k, state in enumerate(given if isinstance(given, list | tuple) else [given]):
+    states = list(given) if isinstance(given, list | tuple) else [given]
+    value = kept[node]
+    outputs = value[-len(states) :] if isinstance(node.meta["val"], list | tuple) else [value]
+    for k, (state, own) in enumerate(zip(states, outputs, strict=True)):
         zeros = is_zeros(state)
         if zeros is None or op_name(zeros) == "aten::zeros_like":
             continue
-        place = 1 if op_name(zeros) == "aten::new_zeros" else 0
-        sizes = list(cast("list[Any]", zeros.args[place]))
-        sizes[-1] = int(kept[node][k + 1][-1].sum())
-        args = list(zeros.args)
-        args[place] = sizes
-        zeros.args = tuple(args)
+        sizes = cast("list[Any]", zeros.args[op_name(zeros) == "aten::new_zeros"])
+        with graph.inserting_before(node):
+            sizes = [*sizes[:-1], int(own[-1].sum())]
+            states[k] = graph.call_function(torch.ops.aten.new_zeros.default, (node.args[0], sizes))
+        states[k].meta, kept[states[k]] = dict(state.meta), kept[state]
+    place = [a.name for a in node.target._schema.arguments].index("hx")  # type: ignore[union-attr]
+    args = list(node.args)
+    args[place] = states if isinstance(given, list | tuple) else states[0]
+    node.args = tuple(args)

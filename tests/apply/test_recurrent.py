@@ -223,3 +223,33 @@ def test_pruned_at_half_the_multiply_adds() -> None:
     _, checked = prune_and_check(model, X, graph, report.masks)
     dense = uses(graph, all_kept(graph))["macs"]
     assert 0.3 * dense < {c.resource: c.measured for c in checked.counts}["macs"] <= dense // 2
+
+
+class Steps(nn.Module):
+    """x(4) -> one step of six units after another, from zeros or from a state that a layer makes -> linear(3)."""
+
+    def __init__(self, kind: str, start: str) -> None:
+        super().__init__()
+        self.cell, self.start = getattr(nn, kind)(4, 6), start
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_lstm = isinstance(self.cell, nn.LSTMCell)
+        state = None if self.start == "none" else x.new_zeros(x.shape[0], 6)
+        state = self.first(x[:, 0]) if self.start == "layer" else state
+        state = (state, state) if is_lstm and state is not None else state
+        for k in range(3):
+            state = self.cell(x[:, k], state)
+        return self.head(state[0] if is_lstm else state)
+
+
+@pytest.mark.parametrize("start", ["none", "zeros", "layer"])
+@pytest.mark.parametrize(("kind", "gates"), [("LSTMCell", 4), ("GRUCell", 3), ("RNNCell", 1)])
+def test_cells_that_a_loop_calls(kind: str, gates: int, start: str) -> None:
+    model = liven(Steps(kind, start))
+    graph = qp.trace(model, X)
+    assert widths(graph, free=True) == {"first" if start == "layer" else "cell.weight_ih": 6}
+    assert uses(graph)["macs"] == 3 * gates * 6 * (4 + 6) + 6 * 3 + (4 * 6 if start == "layer" else 0)
+    _, checked = prune_and_check(model, X, graph, random_masks(graph, 0, 0.5))
+    assert checked.realisation == ("graph" if start == "zeros" else "modules")  # a width written into forward
+    prune_and_check(model, X, graph, random_masks(graph, 1), realisation="graph", live=False)

@@ -33,6 +33,9 @@ from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, has_hooks, op_name
 GATES = {"aten::lstm": 4, "aten::gru": 3, "aten::rnn_tanh": 1, "aten::rnn_relu": 1}
 """Operators, and how many rows of each weight belong to one hidden unit."""
 
+STEPS = {"aten::lstm_cell": 4, "aten::gru_cell": 3, "aten::rnn_tanh_cell": 1, "aten::rnn_relu_cell": 1}
+"""The same for operators that make one step, as ``nn.LSTMCell`` calls them in a loop."""
+
 MODULES = (nn.LSTM, nn.GRU, nn.RNN)
 """Classes that may be replaced where layers come to have different widths."""
 
@@ -96,10 +99,24 @@ def recurrence(walk: Walk, node: Node) -> Axes | list[Axes]:
     return [[None, None, labels], *(Layered.of([[None, part] for part in own]) for own in states)]
 
 
+def step(walk: Walk, node: Node) -> Axes | list[Axes]:
+    """One step of one layer: its state, and the cell state of an LSTM."""
+    source, given = walk.arg(node, "input"), walk.arg(node, "hx")
+    inputs = readable(walk, node, source, -1)
+    keep_others(walk, source, -1, _TIME)
+    biases = tuple(b for b in (walk.arg(node, "b_ih"), walk.arg(node, "b_hh")) if isinstance(b, Node))
+    units, _ = _cell(walk, node, Cell(walk.arg(node, "w_ih"), walk.arg(node, "w_hh"), biases, None), inputs)
+    _attributes(walk, node, inputs, (units, units))
+    is_lstm = op_name(node) == "aten::lstm_cell"
+    for state in given if is_lstm else [given]:
+        _start(walk, state, [units])
+    return [[None, units], [None, units]] if is_lstm else [None, units]
+
+
 def _cell(walk: Walk, node: Node, cell: Cell, inputs: IntArray) -> tuple[IntArray, IntArray]:
     """Tie the parameters of one cell, and count it; labels of its hidden units, and of its outputs."""
     rows = produced(walk, cell.ih, 0)
-    units = walk.table.merge_columns(rows.reshape(GATES[op_name(node)], -1))
+    units = walk.table.merge_columns(rows.reshape({**GATES, **STEPS}[op_name(node)], -1))
     out = units if cell.projection is None else produced(walk, cell.projection, 0)
     walk.table.merge(walk.axis(cell.ih, 1), inputs, UNFOLLOWED_WEIGHT)
     walk.table.merge(walk.axis(cell.hh, 0), rows, UNFOLLOWED_WEIGHT)
@@ -116,7 +133,8 @@ def _cell(walk: Walk, node: Node, cell: Cell, inputs: IntArray) -> tuple[IntArra
 
 def _count(walk: Walk, node: Node, what: str, weight: Node, sides: tuple[IntArray, IntArray]) -> None:
     """Record one product of a cell, done once for each step of each sequence."""
-    output = node.meta["val"][0]
+    value = node.meta["val"]
+    output = value[0] if isinstance(value, list | tuple) else value
     steps = per_sample(walk, node, math.prod(int(n) for n in output.shape[:-1]))
     walk.layers.append(
         FoundLayer(
@@ -163,4 +181,4 @@ def _start(walk: Walk, state: Node, own: list[IntArray]) -> None:
         walk.table.merge(axes[-1], units, _STATE)
 
 
-HANDLERS: dict[str, Handler] = dict.fromkeys(GATES, recurrence)
+HANDLERS: dict[str, Handler] = {**dict.fromkeys(GATES, recurrence), **dict.fromkeys(STEPS, step)}
