@@ -81,6 +81,9 @@ class Watcher:
     def phase(self, name: str) -> None:
         """A phase begins: trace, score, solve, shrink, recalibrate, finetune or evaluate."""
 
+    def tracing(self, what: str, done: int, total: int) -> None:
+        """How far the trace is: what it does, how much of it is done, of how much; 0 of 0 where nobody knows."""
+
     def traced(self, graph: ChannelGraph) -> None:
         """The graph is there; nothing was asked of it yet."""
 
@@ -171,6 +174,7 @@ def prune(
             sharing=sharing,
             blocks=blocks,
             uniform=uniform,
+            progress=watch.tracing,
         )
     watch.traced(graph)
     with clock("score"):

@@ -16,7 +16,7 @@ from qcqp_prune.cli.arguments import (
     parse_shape,
     parse_units,
 )
-from qcqp_prune.cli.console import OUT, Spinner, show_ranges, wrote, wrote_certificate
+from qcqp_prune.cli.console import OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
 from qcqp_prune.errors import ConfigError, PlanError
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.files import TracedNetwork, read_traced, write_traced
@@ -106,17 +106,19 @@ def trace(
         "seed": model_seed,
     }
     network = build_model(model, kwargs, weights, seed=model_seed)
-    graph = trace_model(
-        network,
-        example_input(shape),
-        ignored_layers=ignore or (),
-        round_to=parse_amount("--round-to", round_to or []),
-        min_keep=parse_amount("--min-keep", min_keep or []),
-        units=parse_units(units or []),
-        columns=(True if "*" in columns else columns) if columns else False,
-        sharing=sharing,
-        blocks=(True if "*" in blocks else blocks) if blocks else False,
-    )
+    with TraceBar().running() as bar:
+        graph = trace_model(
+            network,
+            example_input(shape),
+            ignored_layers=ignore or (),
+            round_to=parse_amount("--round-to", round_to or []),
+            min_keep=parse_amount("--min-keep", min_keep or []),
+            units=parse_units(units or []),
+            columns=(True if "*" in columns else columns) if columns else False,
+            sharing=sharing,
+            blocks=(True if "*" in blocks else blocks) if blocks else False,
+            progress=bar.show,
+        )
     objective = make_importance(*scored)(network, graph)
     show_ranges(graph)
     path, scores = write_traced(output, TracedNetwork(graph, objective, origin))
@@ -200,7 +202,8 @@ def latency(
     require_file_place(output)
     shape, kwargs = parse_shape(input_shape), parse_kwargs(kwarg or [])
     network = build_model(model, kwargs)
-    graph = trace_model(network, example_input(shape))
+    with TraceBar().running() as bar:
+        graph = trace_model(network, example_input(shape), progress=bar.show)
     with Spinner().running() as spinner:
         spinner.say("timing layers")
         table = measure_latency(network, graph, example_input(shape), points=points, repeats=repeats)

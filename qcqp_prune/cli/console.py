@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.status import Status
 
 from qcqp_prune.graph.channels import ChannelGraph
@@ -84,3 +86,58 @@ class Spinner:
         if point.incumbent is not None and (gap := relative_gap(point.incumbent, point.bound)) is not None:
             parts.append(f"gap {gap:.2%}")
         self.say(", ".join(parts))
+
+
+class TraceBar:
+    """How far a trace is, from two seconds after it began; silent where standard error is no terminal."""
+
+    def __init__(self, console: Console = ERR, *, patience: float = 2.0) -> None:
+        self._columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._console, self._patience = console, patience
+        self._progress: Progress | None = None
+        self._timer: threading.Timer | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[TraceBar]:
+        """Show it while the block lasts."""
+        with self.closing():
+            self.start()
+            yield self
+
+    @contextmanager
+    def closing(self) -> Iterator[TraceBar]:
+        """Leave nothing of it behind the block, however it ends."""
+        try:
+            yield self
+        finally:
+            self.stop()
+
+    def start(self) -> None:
+        """Begin to wait."""
+        if not self._console.is_terminal:
+            return
+        self._progress = Progress(*self._columns, console=self._console, transient=True)
+        self._task = self._progress.add_task("tracing the network", total=None)
+        # The export is one call that takes long: only another thread can show something meanwhile.
+        self._timer = threading.Timer(self._patience, self._progress.start)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Change what it says; as ``trace`` calls it."""
+        if self._progress is not None:
+            self._progress.update(self._task, description=what, completed=done, total=total or None)
+
+    def stop(self) -> None:
+        """Take it away."""
+        if self._timer is None or self._progress is None:
+            return
+        self._timer.cancel()
+        self._timer.join()  # it may be about to show the bar
+        self._progress.stop()
+        self._timer = self._progress = None

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.apply.plan import load, require_place, save
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.cli.config import RunConfig
-from qcqp_prune.cli.console import ERR, OUT, Spinner, show_ranges, wrote, wrote_certificate
+from qcqp_prune.cli.console import ERR, OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
 from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
@@ -33,7 +33,6 @@ from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
 from qcqp_prune.train.batches import Loader
 
 _SAYS = {
-    "trace": "tracing the network",
     "score": "scoring its channels",
     "solve": "solving",
     "shrink": "cutting and verifying",
@@ -71,7 +70,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     )
     recovery = _recovery(config, train, validation)
     model = _dense(config, train)
-    with Spinner().running() as spinner:
+    with Spinner().running() as spinner, TraceBar().closing() as bar:
         small, report = prune(
             model,
             example_input(config.input.shape, config.input.dtype),
@@ -89,7 +88,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             realisation=config.shrink.realisation,
             options=options,
             recovery=recovery,
-            watch=_ConsoleWatcher(spinner),
+            watch=_ConsoleWatcher(spinner, bar),
         )
     OUT.print(report_view(report))
     _write(report, small, model, output)
@@ -119,17 +118,19 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
     Raises:
         QcqpPruneError: what would otherwise be said when the training is over.
     """
-    graph = trace(
-        model,
-        example_input(config.input.shape, config.input.dtype),
-        ignored_layers=config.trace.ignored_layers,
-        round_to=config.trace.round_to,
-        min_keep=config.trace.min_keep,
-        units=config.trace.units,
-        columns=config.trace.columns,
-        sharing=config.trace.sharing,
-        blocks=config.trace.blocks,
-    )
+    with TraceBar().running() as bar:
+        graph = trace(
+            model,
+            example_input(config.input.shape, config.input.dtype),
+            ignored_layers=config.trace.ignored_layers,
+            round_to=config.trace.round_to,
+            min_keep=config.trace.min_keep,
+            units=config.trace.units,
+            columns=config.trace.columns,
+            sharing=config.trace.sharing,
+            blocks=config.trace.blocks,
+            progress=bar.show,
+        )
     resources = config.resources.made(config.folder)
     PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets, resources=resources)
 
@@ -186,16 +187,24 @@ def _write(report: PruneReport, small: nn.Module, dense: nn.Module, output: Path
 class _ConsoleWatcher(Watcher):
     """Says on the terminal what happens."""
 
-    def __init__(self, spinner: Spinner) -> None:
-        self._spinner = spinner
+    def __init__(self, spinner: Spinner, bar: TraceBar) -> None:
+        self._spinner, self._bar = spinner, bar
 
     def phase(self, name: str) -> None:
-        if name == "finetune":
+        self._bar.stop()
+        if name == "trace":
+            self._spinner.pause()
+            self._bar.start()
+        elif name == "finetune":
             self._spinner.pause()  # it has a progress bar of its own
         else:
             self._spinner.say(_SAYS[name])
 
+    def tracing(self, what: str, done: int, total: int) -> None:
+        self._bar.show(what, done, total)
+
     def traced(self, graph: ChannelGraph) -> None:
+        self._bar.stop()
         show_ranges(graph)
 
     def progress(self, point: TracePoint) -> None:

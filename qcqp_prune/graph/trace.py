@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -47,6 +47,9 @@ Sharing = Literal["strict", "free"]
 
 Ignored = Iterable[str | nn.Module]
 
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much; 0 of 0 where that cannot be known."""
+
 
 def trace(
     model: nn.Module,
@@ -61,6 +64,7 @@ def trace(
     blocks: Blocks = False,
     uniform: Uniform = False,
     handlers: Mapping[str, Handler] | None = None,
+    progress: Progress | None = None,
 ) -> ChannelGraph:
     """Find which channels of a network live and die together, and what each costs.
 
@@ -88,6 +92,7 @@ def trace(
             blocks. True ties those whose names differ in numbers only (``layers.0.mlp.fc`` and ``layers.1.mlp.fc``);
             of several globs each ties all layers of one width that it matches.
         handlers: further operator handlers by schema name, such as ``{"torchvision::deform_conv2d": my_handler}``.
+        progress: told how far it is, operator by operator; nobody unless given.
 
     Raises:
         TraceError: the model does not run on the example inputs, or does not export.
@@ -103,13 +108,16 @@ def trace(
         raise InvalidOptionError(f"sharing={sharing!r}: choose from {', '.join(get_args(Sharing))}")
     call = as_call(example_inputs)
     inputs, tree = describe(call)
+    tell = progress or _silent
+    tell("exporting the network", 0, 0)
     program = export(model, call)
     names = canonical_names(model)
     placeholders = state_placeholders(program, names)
     walk = Walk(model, placeholders, batch_size(call), free_sums=sharing == "free")
     aliases = _aliases(names)
     walk.units = UnitBook(choice, lambda found: _base_name(walk, found, aliases))
-    _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})})
+    _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})}, tell)
+    tell("grouping what lives and dies together", 0, 0)
     layers = _named_layers(walk, aliases)
     freeze_unasked(walk, layers)
     ignored = _ignore(walk, model, ignored_layers, layers)
@@ -140,10 +148,20 @@ def _asked(walk: Walk, layers: list[NamedLayer], globs: tuple[str, ...]) -> list
     ]
 
 
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody wants to know."""
+
+
 def _walk(
-    walk: Walk, program: ExportedProgram, placeholders: Mapping[str, str], table: Mapping[str, Handler]
+    walk: Walk,
+    program: ExportedProgram,
+    placeholders: Mapping[str, str],
+    table: Mapping[str, Handler],
+    tell: Progress,
 ) -> None:
-    for node in program.graph.nodes:
+    total = len(program.graph.nodes)
+    for done, node in enumerate(program.graph.nodes):
+        tell("following its operators", done, total)
         if node.op == "placeholder":
             is_input = node.name in program.graph_signature.user_inputs
             walk.set_axes(node, _placeholder(walk, node, placeholders, is_input=is_input), is_input=is_input)
