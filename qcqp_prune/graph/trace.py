@@ -36,7 +36,7 @@ from qcqp_prune.graph.ops.joins import pointwise
 from qcqp_prune.graph.removable import Blocks, Traced, read_blocks, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
 from qcqp_prune.graph.uniform import Uniform, tied_alike
-from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_pairs
+from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_one_size, keep_pairs
 from qcqp_prune.graph.unknown import kept_whole
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, is_pointwise, op_name
 
@@ -119,6 +119,7 @@ def trace(
     _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})}, tell)
     tell("grouping what lives and dies together", 0, 0)
     layers = _named_layers(walk, aliases)
+    keep_one_size(walk)
     freeze_unasked(walk, layers)
     ignored = _ignore(walk, model, ignored_layers, layers)
     keep_pairs(walk)

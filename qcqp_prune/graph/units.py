@@ -105,11 +105,13 @@ class UnitBook:
         choice: what is asked for.
         name_of: the name of a layer, without the number of its call.
         marks: labels that are known to be of a kind.
+        one_size: dimensions of heads, such as those of queries and of values, whose number a module holds once.
     """
 
     choice: UnitChoice = UnitChoice()
     name_of: Callable[[FoundLayer], str] | None = None
     marks: list[tuple[str, IntArray]] = field(default_factory=list)
+    one_size: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     _writer: dict[int, int] = field(default_factory=dict)
     _marked: set[int] = field(default_factory=set)
     _read: int = 0
@@ -164,6 +166,20 @@ def keep_pairs(walk: Walk) -> None:
         free = [labels for labels in dims if not walk.table.is_frozen(labels)]
         for labels in free[2:]:
             walk.table.freeze(labels, THIRD)
+
+
+def keep_one_size(walk: Walk) -> None:
+    """Ask that heads of which a module holds one size keep equally many dimensions, so that its own forward fits.
+
+    Rotary positions turn dimensions of queries and keys in pairs; those of values then go in the same pairs.
+    """
+    for first, second in ((0, 1), (1, 0)):
+        classes = walk.table.classes()
+        for pair in walk.units.one_size:
+            _, index, inverse = np.unique(classes[pair[first]], return_index=True, return_inverse=True)
+            walk.table.merge(pair[second], pair[second][index[inverse.reshape(-1)]], "")
+    for a, b in walk.units.one_size:
+        walk.table.add_runs(np.concatenate([a, b]), 2, "heads of one size", required=False)
 
 
 def freeze_unasked(walk: Walk, layers: Sequence[NamedLayer]) -> None:

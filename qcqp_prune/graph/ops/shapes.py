@@ -119,9 +119,7 @@ def _head_attributes(walk: Walk, node: Node, flat: IntArray, divided: Axes, kind
             walk.attribute(node, {name: labels})
             held = walk.attributes.get((walk.module_path(node), name))
             if held is not None and held.parts[0] is not labels:
-                # One number for queries, keys and values: their own forward takes equally many of each.
-                both = np.concatenate([np.asarray(held.parts[0]), labels])
-                walk.table.add_runs(both, 2, "heads of one size", required=False)
+                walk.units.one_size.append((np.asarray(held.parts[0]), labels))
 
 
 def permute(walk: Walk, node: Node) -> Axes:
