@@ -133,8 +133,8 @@ def put_uneven(model: nn.Module) -> None:
     """
     made: dict[nn.Module, UnevenRNN] = {}
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        if not path or type(module) not in MODULES:
-            continue
+        if not path or type(module) not in MODULES or next(module.parameters(), None) is None:
+            continue  # one without parameters is gone with its residual branch
         rnn = cast(nn.RNNBase, module)
         hidden, outputs = widths(rnn)
         square = rnn.proj_size > 0 and any(a == b for a, b in zip(hidden, outputs, strict=True))

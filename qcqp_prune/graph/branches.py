@@ -41,9 +41,9 @@ def branch_nodes(addition: Node, operand: int) -> frozenset[Node]:
     found, front = {top}, list(top.all_input_nodes)
     while front:
         node = front.pop()
-        if node in found or not all(user in found or _is_assertion(user) for user in node.users):
+        if node in found or not all(user in found or _is_idle(user) for user in node.users):
             continue
-        found |= {node, *(u for u in node.users if _is_assertion(u))}
+        found |= {node, *(u for u in node.users if _is_idle(u))}
         front += node.all_input_nodes
     return frozenset(found)
 
@@ -136,5 +136,8 @@ def _shape(node: Node) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else None
 
 
-def _is_assertion(node: Node) -> bool:
-    return not node.users and node.op == "call_function" and op_name(node).startswith("aten::_assert")
+def _is_idle(node: Node) -> bool:
+    """Whether nobody reads a node and it changes nothing: an assertion, or a result that is not asked for."""
+    if node.users or node.op != "call_function":
+        return False
+    return not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)

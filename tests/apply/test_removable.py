@@ -151,3 +151,24 @@ def test_transformers(first: bool) -> None:
     assert len(graph.blocks) == 4
     for seed in range(2):
         assert qp.shrink_and_verify(net, graph, random_masks(graph, seed))[1].max_relative_error < 1e-8
+
+
+class Recurrent(nn.Module):
+    """a(8) -+-> lstm(5) -> b(8) -> + -> head(3)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.lstm = nn.Linear(4, 8), nn.LSTM(8, 5, batch_first=True)
+        self.b, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.a(x))
+        return self.head(y + self.b(self.lstm(y)[0]))
+
+
+def test_a_recurrent_branch() -> None:
+    net, x = liven(Recurrent()), torch.randn(2, 5, 4)
+    graph = qp.trace(net, x, blocks=True)
+    assert len(graph.blocks) == 1
+    small = qp.shrink(net, graph, removed(graph, graph.blocks[0].name))
+    torch.testing.assert_close(small(x), net.head(torch.tanh(net.a(x))), rtol=1e-5, atol=1e-5)
