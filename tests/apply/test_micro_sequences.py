@@ -152,3 +152,27 @@ def test_gated_linear_unit(how: str) -> None:
     graph = verified(model, X, free={first: 8, "down": 6}, kept=kept, macs=macs)
     assert units(graph, "up") == (list(range(8)) * 2 if how == "glu" else list(range(8)))
     assert same(graph, (first, "out"), ("up", "out"))
+
+
+def test_embedding_tied_to_the_head() -> None:
+    #  tokens(5) -> table(11 words x 8) -> up(6) -> tanh -> down(8) -> head(11), head.weight is the table
+    #  the table's columns are what up reads and what down writes: one set of 8 channels; the words stay
+    model = Net(
+        lambda m, t: m.head(torch.tanh(m.down(torch.tanh(m.up(m.table(t)))))),
+        table=nn.Embedding(11, 8),
+        up=nn.Linear(8, 6),
+        down=nn.Linear(6, 8),
+        head=nn.Linear(8, 11, bias=False),
+    )
+    model.head.weight = model.table.weight
+    tokens = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 10]])
+    macs = T * (8 * 6 + 6 * 8 + 8 * 11)
+    graph = verified(
+        model, tokens, free={"up.in": 8, "up": 6}, kept={"head": "indexed by position"}, macs=macs
+    )
+    assert same(graph, ("up", "in"), ("down", "out"))
+    assert same(graph, ("up", "in"), ("head", "in"))
+    small = shrink(model, graph, keep(graph, up_in=[0, 3, 7]))
+    assert small.head.weight is small.table.weight
+    assert small.table.weight.shape == (11, 3)
+    assert small.table.embedding_dim == small.head.in_features == 3
