@@ -126,9 +126,13 @@ class Recipe:
         shape = (batch, 3, self.side, self.side) if self.start == "image" else (batch, self.side, 3)
         return torch.randn(shape, generator=generator)
 
-    def mixes(self, model: nn.Module) -> bool:
-        """Whether channels are mixed without weights, so that zeroing one is not removing it."""
-        return any(isinstance(m, WEIGHTLESS_MIXERS) for m in model.modules())
+    def mixes(self, model: nn.Module, *, free_sums: bool = False) -> bool:
+        """Whether channels are mixed without weights, so that zeroing one is not removing it.
+
+        A sum of unlike channels does so too where a zero channel comes to it as another constant, ``sigmoid(0)``.
+        """
+        kinds = (*WEIGHTLESS_MIXERS, ToImage) if free_sums else WEIGHTLESS_MIXERS
+        return any(isinstance(m, kinds) for m in model.modules())
 
 
 def recipes(

@@ -84,6 +84,8 @@ def test_arguments_after_the_colon() -> None:
     with pytest.raises(InvalidOptionError, match="SCIP has no reduction 'something' here: choose from"):
         get_backend("scip:something")
     with pytest.raises(SolverUnavailableError, match="leave out what follows the colon"):
+        get_backend("block_coordinate:something")
+    with pytest.raises(InvalidOptionError, match="relaxation has no reduction 'something' here: choose from"):
         get_backend("relaxation:something")
     with pytest.raises(
         SolverUnavailableError,
