@@ -129,9 +129,10 @@ class Recipe:
     def mixes(self, model: nn.Module, *, free_sums: bool = False) -> bool:
         """Whether channels are mixed without weights, so that zeroing one is not removing it.
 
-        A sum of unlike channels does so too where a zero channel comes to it as another constant, ``sigmoid(0)``.
+        A sum of unlike channels does so too where a zero channel comes to it as another constant, ``sigmoid(0)``: by a
+        converter, or by an activation that is not zero at zero.
         """
-        kinds = (*WEIGHTLESS_MIXERS, ToImage) if free_sums else WEIGHTLESS_MIXERS
+        kinds = (*WEIGHTLESS_MIXERS, ToImage, nn.Sigmoid, nn.Softplus) if free_sums else WEIGHTLESS_MIXERS
         return any(isinstance(m, kinds) for m in model.modules())
 
 
