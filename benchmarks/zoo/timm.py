@@ -123,9 +123,11 @@ FAMILIES = {
 """For each module that ``timm.list_modules()`` names the models of it."""
 
 SIDES = {
+    "bat_resnext26ts": 256,
     "deepseek_vit_412m": 224,
     "efficientformer_l1": 224,
     "halonet_h1": 256,
+    "haloregnetz_b": 224,
     "inception_resnet_v2": 96,
     "inception_v3": 96,
     "inception_v4": 96,
