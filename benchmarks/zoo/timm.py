@@ -124,6 +124,7 @@ FAMILIES = {
 
 SIDES = {
     "bat_resnext26ts": 256,
+    "crossvit_tiny_240": 240,
     "deepseek_vit_412m": 224,
     "efficientformer_l1": 224,
     "halonet_h1": 256,
