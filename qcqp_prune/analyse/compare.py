@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from qcqp_prune.analyse.relax import RelaxedMasks, limits_of, rounded, thresholded
+from qcqp_prune.analyse.relax import RelaxedMasks, rounded, thresholded
 from qcqp_prune.errors import InvalidOptionError, MaskMismatchError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.masks import Masks
@@ -18,7 +18,6 @@ from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import relative_gap
-from qcqp_prune.storage import StrPath, write_json
 
 SCHEMA_VERSION = 1
 PROVED = 1e-4
@@ -98,10 +97,6 @@ class Comparison:
         """Plain data for ``json.dump``."""
         return {"schema": SCHEMA_VERSION, **asdict(self)}
 
-    def write(self, path: StrPath) -> None:
-        """Write the comparison as JSON, aside and then renamed."""
-        write_json(path, self.to_json())
-
     def __getitem__(self, name: str) -> Origin:
         """The origin of that name."""
         return next(o for o in self.origins if o.name == name)
@@ -165,7 +160,7 @@ def compare(
             )
         )
     gap = relative_gap(worth[best], bound) if feasible[best] else None
-    return Comparison(limits_of(problem), best, bound, gap is not None and gap <= PROVED, tuple(origins))
+    return Comparison(problem.limits, best, bound, gap is not None and gap <= PROVED, tuple(origins))
 
 
 def _is_selection(program: Program, mask: BoolArray) -> bool:
@@ -189,11 +184,11 @@ def _mask(problem: PruningProblem, selection: Selection, rounding: Mapping[str, 
 def _bound(problem: PruningProblem, selection: Selection, worth: float) -> float | None:
     """The bound that comes with a selection, where it speaks of this instance."""
     if isinstance(selection, RelaxedMasks):
-        return selection.bound if dict(selection.limits) == limits_of(problem) else None
+        return selection.bound if dict(selection.limits) == problem.limits else None
     if not isinstance(selection, SolveReport):
         return None
     limits = {name: use.limit for name, use in selection.usage.items() if use.limit is not None}
-    same = limits == limits_of(problem) and np.isclose(selection.objective, worth, rtol=1e-9)
+    same = limits == problem.limits and np.isclose(selection.objective, worth, rtol=1e-9)
     return selection.bound if same else None
 
 

@@ -107,15 +107,10 @@ def relax(
         values,
         by,
         raw.bound,
-        limits_of(problem),
+        problem.limits,
         time.perf_counter() - started,
         bool(raw.statistics.get("converged", 1.0)),
     )
-
-
-def limits_of(problem: PruningProblem) -> dict[str, int]:
-    """By resource, the upper end of its budget."""
-    return {row.resource: row.limit for row in problem.budgeted if row.limit is not None}
 
 
 def thresholded(problem: PruningProblem, relaxed: RelaxedMasks) -> Masks:
@@ -159,7 +154,7 @@ def _above(graph: ChannelGraph, values: FloatArray, threshold: float) -> BoolArr
 
 def _meets(problem: PruningProblem, mask: BoolArray) -> bool:
     used = problem.usage(mask)
-    return all(row.limit is None or used[row.resource] <= row.limit for row in problem.rows)
+    return all(used[resource] <= limit for resource, limit in problem.limits.items())
 
 
 def rounded(problem: PruningProblem, relaxed: RelaxedMasks, **options: Any) -> Masks:

@@ -46,7 +46,7 @@ class DataSection:
 
 @dataclass(frozen=True)
 class TraceSection:
-    """What may not be pruned, and how far the rest may go; see ``qcqp_prune.trace``."""
+    """What may not be pruned, and how far the rest may go: keywords of ``qcqp_prune.trace``."""
 
     ignored_layers: tuple[str, ...] = ()
     round_to: int | Mapping[str, int] = 1

@@ -51,19 +51,19 @@ class ColumnUnits:
     notes: tuple[Note, ...] = ()
 
 
-def read_globs(columns: Columns, option: str = "columns") -> tuple[str, ...]:
-    """An option as globs; ``("",)`` means every layer that it can be asked of.
+def read_globs(wanted: bool | str | Iterable[str], option: str) -> tuple[str, ...]:
+    """An option as globs; ``("",)`` means everything that it can be asked of.
 
     Raises:
         InvalidOptionError: it is neither a truth value nor made of names.
     """
-    if isinstance(columns, bool):
-        return ("",) if columns else ()
-    globs = [columns] if isinstance(columns, str) else columns
+    if isinstance(wanted, bool):
+        return ("",) if wanted else ()
+    globs = [wanted] if isinstance(wanted, str) else wanted
     listed = tuple(globs) if isinstance(globs, Iterable) else (None,)
     if not all(isinstance(g, str) and g for g in listed):
         raise InvalidOptionError(
-            f"{option}={columns!r}: give True for all layers that can have it, or names or globs of layers"
+            f"{option}={wanted!r}: give True for everything that can have it, or names or globs"
         )
     return listed
 

@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 from torch.fx import Graph, Node
 
-from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
+from qcqp_prune.errors import UnknownLayerError
 from qcqp_prune.graph.branches import Branch, find_branches, why_not
 from qcqp_prune.graph.channels import ChannelGraph, Group, Note
 from qcqp_prune.graph.grouping import matches
@@ -47,23 +47,6 @@ class Traced:
     inputs: frozenset[str]
     ignored: frozenset[str]
     model: nn.Module
-
-
-def read_blocks(blocks: Blocks) -> tuple[str, ...]:
-    """The option as globs; ``("",)`` means every branch.
-
-    Raises:
-        InvalidOptionError: it is neither a truth value nor made of names.
-    """
-    if isinstance(blocks, bool):
-        return ("",) if blocks else ()
-    globs = [blocks] if isinstance(blocks, str) else blocks
-    listed = tuple(globs) if isinstance(globs, Iterable) else (None,)
-    if not all(isinstance(g, str) and g for g in listed):
-        raise InvalidOptionError(
-            f"blocks={blocks!r}: give True for all residual branches that can be removed, or names or globs of them"
-        )
-    return listed
 
 
 def with_blocks(graph: ChannelGraph, traced: Traced, globs: Sequence[str]) -> ChannelGraph:

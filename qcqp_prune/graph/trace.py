@@ -33,7 +33,7 @@ from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.ops.joins import pointwise
-from qcqp_prune.graph.removable import Blocks, Traced, read_blocks, with_blocks
+from qcqp_prune.graph.removable import Blocks, Traced, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
 from qcqp_prune.graph.uniform import Uniform, tied_alike
 from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_one_size, keep_pairs
@@ -100,7 +100,8 @@ def trace(
         InvalidOptionError: an option has a value outside its domain.
     """
     limits, choice = Limits(round_to, min_keep), UnitChoice.read(units)
-    split, even, branches = read_globs(columns), read_globs(uniform, "uniform"), read_blocks(blocks)
+    split, even = read_globs(columns, "columns"), read_globs(uniform, "uniform")
+    branches = read_globs(blocks, "blocks")
     if branches and (split or even or sharing == "free"):
         other = "columns" if split else "uniform" if even else 'sharing="free"'
         raise InvalidOptionError(f"blocks and {other} at once: choose one of the two")

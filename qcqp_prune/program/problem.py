@@ -166,6 +166,11 @@ class PruningProblem:
         """The rows that have a limit."""
         return tuple(r for r in self.rows if r.limit is not None)
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """By resource, the upper end of its budget."""
+        return {row.resource: row.limit for row in self.rows if row.limit is not None}
+
     def counts(self, mask: BoolArray) -> IntArray:
         """Kept units of each group, ``(group_count,)``."""
         return np.bincount(self.graph.group_of_unit[mask], minlength=len(self.graph.groups)).astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -165,8 +165,3 @@ class BudgetController:
                 dict(zip(names, self._multipliers.tolist(), strict=True)),
             )
         )
-
-
-def trace_to_json(trace: Sequence[ControlPoint]) -> list[dict[str, Any]]:
-    """Plain data for ``json.dump``."""
-    return [asdict(point) | {"violation": point.violation} for point in trace]

@@ -98,7 +98,7 @@ def test_by_name_or_glob() -> None:
 
 @pytest.mark.parametrize("wrong", [3, None, [1], [""]])
 def test_other_values_are_refused(wrong: object) -> None:
-    with pytest.raises(qp.InvalidOptionError, match="give True for all layers"):
+    with pytest.raises(qp.InvalidOptionError, match="give True for everything that can have it"):
         trace(Chain(), X, columns=wrong)  # type: ignore[arg-type]
 
 
