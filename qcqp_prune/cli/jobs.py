@@ -34,7 +34,7 @@ time_limit = 40
 
 [finetune]
 epochs = 40
-lr = 0.05
+lr = 0.02
 weight_decay = 5e-3
 schedule = "cosine"
 warmup = 1.0
@@ -73,7 +73,7 @@ def demo(
     from qcqp_prune.cli.work import run_job
 
     threads = torch.get_num_threads()
-    # Tensors this small are slower with more threads, and with one the sums are in the same order on every machine.
+    # Tensors this small are slower with more threads, and with one results repeat.
     torch.set_num_threads(1)
     try:
         run_job(_demo_config(budget, seed), output)
