@@ -29,6 +29,9 @@ def addition(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Valu
         return Value(out)
     masks = [_own(v).expand(out.shape) for v in values]
     follows = [_follows(v, out.shape, masks[:k] + masks[k + 1 :]) for k, v in enumerate(values)]
+    # Whether a channel follows is asked of it as a whole: a class token put in front of a sequence shares its channels.
+    along = [d for d in range(out.ndim) if not any(_varies(m, d) for m in masks)]
+    follows = [f.amin(along, keepdim=True).expand(out.shape) if along else f for f in follows]
     any_kept = torch.stack([m & ~f for m, f in zip(masks, follows, strict=True)]).any(0)
     mask = torch.where(torch.stack(follows).all(0), torch.stack(masks).all(0), any_kept)
     uneven = any(bool(((m != mask) & ~f).any()) for m, f in zip(masks, follows, strict=True))

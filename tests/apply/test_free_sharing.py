@@ -87,6 +87,42 @@ def test_operands_side_by_side() -> None:
         assert torch.allclose(small(X), model.head(c.mean((2, 3))), atol=1e-5)
 
 
+class ClassToken(nn.Module):
+    """A parameter in front of the steps of a sequence: their channels are its channels.
+
+    ::
+
+        token ----+
+                  cat --+-- sum -- mean -- head
+        a(x) -----+     |   |
+                        +-- b
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 1, 4))
+        self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.cat([self.token.expand(x.shape[0], -1, -1), self.a(x)], 1)
+        return self.head((steps + self.b(steps)).tanh().mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_parameter_in_front_of_a_sequence_decides_with_it() -> None:
+    """By hand: the token has the channels that ``a`` has, also where ``b`` has none of them."""
+    model, x = liven(ClassToken()), torch.randn(2, 5, 3)
+    graph = free(model, x)
+    small, _ = prune_and_check(model, x, graph, keep(graph, a=[0, 3], b=[1, 3], head_in=[0, 1, 3]))
+
+    with torch.no_grad():
+        steps = torch.cat([model.token.expand(2, -1, -1), model.a(x)], 1)[..., [0, 3]]
+        other = nn.functional.linear(steps, model.b.weight[[1, 3]][:, [0, 3]], model.b.bias[[1, 3]])
+        zero = torch.zeros_like(steps[..., :1])
+        whole = torch.cat([steps[..., :1], zero, steps[..., 1:]], -1) + torch.cat([zero, other], -1)
+        expected = nn.functional.linear(whole.tanh().mean(1), model.head.weight[:, [0, 1, 3]], model.head.bias)
+        assert torch.allclose(small(x), expected, atol=1e-5)
+
+
 def test_where_masks_agree_the_modules_are_cut() -> None:
     model = liven(residuals.Identity())
     graph = free(model)
