@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from qcqp_prune.apply.plan import load, save
     from qcqp_prune.apply.shrink import shrink, shrink_and_verify
     from qcqp_prune.apply.verification import Verification
+    from qcqp_prune.continuous import Training
     from qcqp_prune.graph.trace import trace
     from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
     from qcqp_prune.pipeline import Recovery, prune
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         PSP,
         SPR,
         BudgetController,
+        Control,
         FinetuneConfig,
         PSPConfig,
         SPRConfig,
@@ -91,6 +93,7 @@ __all__ = [
     "ChannelGraph",
     "Comparison",
     "ConfigError",
+    "Control",
     "DataError",
     "FinetuneConfig",
     "InfeasibleError",
@@ -128,6 +131,7 @@ __all__ = [
     "SolverUnavailableError",
     "Taylor",
     "TraceError",
+    "Training",
     "TrainingError",
     "UnknownLayerError",
     "UnsupportedOpError",
@@ -156,6 +160,7 @@ _LAZY = {
     "SPR": "train",
     "BatchNormScale": "importance",
     "BudgetController": "train",
+    "Control": "train",
     "FinetuneConfig": "train",
     "Magnitude": "importance",
     "PSPConfig": "train",
@@ -163,6 +168,7 @@ _LAZY = {
     "Recovery": "pipeline",
     "SPRConfig": "train",
     "Taylor": "importance",
+    "Training": "continuous",
     "Verification": "apply.verification",
     "evaluate": "train",
     "finetune": "train",

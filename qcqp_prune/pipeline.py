@@ -1,4 +1,4 @@
-"""The whole job in one call: trace, score, solve, cut, verify, and recover accuracy where data is given."""
+"""The whole job in one call: trace, train or score, solve, cut, verify, and recover accuracy where data is given."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from qcqp_prune.apply.shrink import Realisation, shrink_and_verify
+from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.continuous import Indicators, Training, train_regularised, unscored
+from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
@@ -26,8 +28,8 @@ from qcqp_prune.graph.units import Units
 from qcqp_prune.importance import Magnitude
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
-from qcqp_prune.report import Accuracy, PruneReport, budget_lines, layer_rows, other_parameters
-from qcqp_prune.solve.backend import Backend
+from qcqp_prune.report import Accuracy, PruneReport, Regularised, budget_lines, layer_rows, other_parameters
+from qcqp_prune.solve.backend import Backend, get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import TracePoint
@@ -79,13 +81,16 @@ class Watcher:
     """Told what happens as it happens. A class that derives from this one defines only what it needs."""
 
     def phase(self, name: str) -> None:
-        """A phase begins: trace, score, solve, shrink, recalibrate, finetune or evaluate."""
+        """A phase begins: trace, train, score, solve, shrink, recalibrate, finetune or evaluate."""
 
     def tracing(self, what: str, done: int, total: int) -> None:
         """How far the trace is: what it does, how much of it is done, of how much; 0 of 0 where nobody knows."""
 
     def traced(self, graph: ChannelGraph) -> None:
         """The graph is there; nothing was asked of it yet."""
+
+    def trained(self, training: Regularised) -> None:
+        """The training under a regulariser is over; nothing was cut yet."""
 
     def progress(self, point: TracePoint) -> None:
         """The solver has a new incumbent or bound."""
@@ -97,14 +102,15 @@ class Watcher:
         """The smaller network is there and checked."""
 
     def evaluated(self, step: str, result: Evaluation) -> None:
-        """Accuracy was measured at a step: ``dense``, ``pruned``, ``recalibrated`` or ``finetuned``."""
+        """Accuracy was measured at a step: dense, regularised, pruned, recalibrated or finetuned."""
 
 
 def prune(
     model: nn.Module,
     example_inputs: ExampleInputs,
     *,
-    budgets: Budgets,
+    budgets: Budgets | None = None,
+    training: Training | None = None,
     importance: Importance | None = None,
     solver: str | Backend = "auto",
     ignored_layers: Ignored = (),
@@ -125,11 +131,16 @@ def prune(
 ) -> tuple[nn.Module, PruneReport]:
     """Prune a network to a budget; the network itself is not changed.
 
+    With ``training`` a copy is first trained under a regulariser, and the solver keeps as much of the relaxed masks
+    that this ends with as the budgets hold.
+
     Args:
         model: any module that ``torch.export`` takes.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        budgets: as for ``PruningProblem.build``: ``"50%"`` of the MACs, or ``{"macs": "50%", "params": 200_000}``.
-        importance: what units are worth, ``Magnitude()`` unless given.
+        budgets: as for ``PruningProblem.build``: ``"50%"`` of the MACs, or ``{"macs": "50%", "params": 200_000}``. Only
+            a training without ``control`` does without: then what its rule keeps is kept, and its size reported.
+        training: training under SPR or PSP before the cut; none unless given.
+        importance: what units are worth; unless given ``Magnitude()``, or the relaxed masks of the training.
         solver: as for ``solve``.
         ignored_layers: as for ``trace``.
         round_to: as for ``trace``.
@@ -157,11 +168,15 @@ def prune(
     watch = watch or Watcher()
     clock = _Clock(watch)
     recovery = recovery or Recovery()
-    importance = Magnitude() if importance is None else importance
-    if isinstance(importance, type) or not callable(importance):
+    scores: Importance = Magnitude() if importance is None else importance
+    if isinstance(scores, type) or not callable(scores):
         raise InvalidOptionError(
             f"importance is {importance!r}: give an object such as Magnitude(), or a function of model and graph"
         )
+    if budgets is None and (training is None or training.control is not None):
+        raise InvalidBudgetError('no budget given: ask for something such as budgets={"macs": "50%"}')
+    if training is not None and isinstance(solver, str) and solver != "auto":
+        get_backend(solver)  # one that is not there is said before anything is trained
     with clock("trace"):
         graph = trace(
             model,
@@ -178,9 +193,21 @@ def prune(
         )
     watch.traced(graph)
     with clock("score"):
-        objective = importance(model, graph)
-        problem = PruningProblem.build(graph, objective, budgets, resources=resources)
+        problem = unscored(graph, budgets, resources)
+        if training is None:
+            problem = problem.with_objective(scores(model, graph))
     dense = _measure(model, recovery, watch, clock, "dense")  # after all that may be refused
+    trained, regularised = None, None
+    if training is not None:
+        model = copied(model)
+        with clock("train"):
+            trained = train_regularised(model, graph, training, budgets, resources)
+        watch.trained(trained.record)
+        regularised = _measure(model, recovery, watch, clock, "regularised")
+        with clock("score"):
+            if importance is None:
+                scores = Indicators(problem, trained, by_rule=training.control is None)
+            problem = problem.with_objective(scores(model, graph))
     with clock("solve"):
         wishes = _watched(options or SolveOptions(), watch)
         solved = solve(problem, solver, time_limit=time_limit, seed=seed, options=wishes)
@@ -190,21 +217,22 @@ def prune(
             model, graph, solved.masks, realisation=realisation, resources=_budgeted(problem, resources)
         )
     watch.verified(checked)
-    accuracy, training = _recover(small, recovery, watch, clock, dense)
+    accuracy, history = _recover(small, recovery, watch, clock, dense)
     flat = solved.masks.flat(graph)
     report = PruneReport(
         model=graph.model,
         library=library_version(),
-        importance=describe(importance),
+        importance=describe(scores),
         solve=solved,
         budgets=budget_lines(problem, budgets, flat),
         layers=layer_rows(graph, flat),
         other=other_parameters(graph, flat),
         verification=checked,
-        accuracy=accuracy,
-        training=training,
+        accuracy=replace(accuracy, regularised=_share(regularised)),
+        training=history,
         seconds=clock.seconds,
         notes=tuple(f"{note.where}: {note.text}" for note in graph.notes),
+        regularised=None if trained is None else trained.record,
         graph=graph,
     )
     return small, report

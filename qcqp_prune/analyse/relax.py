@@ -169,15 +169,20 @@ def rounded(problem: PruningProblem, relaxed: RelaxedMasks, **options: Any) -> M
         relaxed: the values.
         options: of ``qp.solve``, such as ``solver`` and ``time_limit``.
     """
+    worth = PairwiseForm(relaxed.values * marginal_prices(problem, relaxed))
+    return solve(replace(problem, objective=worth), **options).masks
+
+
+def marginal_prices(problem: PruningProblem, relaxed: RelaxedMasks) -> FloatArray:
+    """What each unit costs at the relaxed counts, ``(units,)``: shares of the limits, added up over the budgets."""
     graph = _same(problem.graph, relaxed)
     counts = np.bincount(graph.group_of_unit, weights=relaxed.values, minlength=len(graph.groups))
     price = np.zeros(len(graph.groups))
     for row in problem.budgeted:
         price += relaxed_use(row.form, counts)[1] / max(row.limit or row.dense, 1)
     # What is free of charge is kept for its value alone.
-    price = np.maximum(price, price[price > 0].min(initial=1.0) * 1e-3)
-    worth = PairwiseForm(relaxed.values * price[graph.group_of_unit])
-    return solve(replace(problem, objective=worth), **options).masks
+    of_group: FloatArray = np.maximum(price, price[price > 0].min(initial=1.0) * 1e-3)
+    return of_group[graph.group_of_unit]
 
 
 def _same(graph: ChannelGraph, relaxed: RelaxedMasks) -> ChannelGraph:

@@ -131,16 +131,7 @@ class PruningProblem:
             NothingToPruneError: every unit is frozen.
             InfeasibleError: a budget is below the smallest attainable use.
         """
-        if not isinstance(objective, PairwiseForm):
-            raise InvalidScoreError(
-                f"the objective is a {type(objective).__name__}: give the PairwiseForm that an importance returns"
-            )
-        if objective.unary.shape != (graph.unit_count,):
-            raise InvalidScoreError(
-                f"the objective has {objective.unary.shape} scores, the graph {graph.unit_count} units: "
-                "compute the importance on this graph"
-            )
-        _require_units(objective, graph.unit_count)
+        _require_objective(objective, graph.unit_count)
         if graph.prunable_count == 0:
             reasons = sorted({g.frozen_reason or "" for g in graph.groups})
             raise NothingToPruneError(
@@ -160,6 +151,15 @@ class PruningProblem:
         problem = cls(graph, objective, tuple(rows))
         problem.require_feasible()
         return problem
+
+    def with_objective(self, objective: PairwiseForm) -> PruningProblem:
+        """The same budgets and another objective.
+
+        Raises:
+            InvalidScoreError: the objective is not over this graph's units.
+        """
+        _require_objective(objective, self.graph.unit_count)
+        return replace(self, objective=objective)
 
     @property
     def budgeted(self) -> tuple[BudgetRow, ...]:
@@ -373,7 +373,16 @@ def _parse_budget(name: str, value: BudgetValue) -> Budget:
     return Budget(name, at_most=math.floor(amount))
 
 
-def _require_units(objective: PairwiseForm, count: int) -> None:
+def _require_objective(objective: PairwiseForm, count: int) -> None:
+    if not isinstance(objective, PairwiseForm):
+        raise InvalidScoreError(
+            f"the objective is a {type(objective).__name__}: give the PairwiseForm that an importance returns"
+        )
+    if objective.unary.shape != (count,):
+        raise InvalidScoreError(
+            f"the objective has {objective.unary.shape} scores, the graph {count} units: "
+            "compute the importance on this graph"
+        )
     for term in objective.pairs:
         for units in (term.rows, term.cols):
             if len(units) and not (int(units.min()) >= 0 and int(units.max()) < count):

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray
 from qcqp_prune.program.forms import CountForm, UseForm
 from qcqp_prune.program.tables import CountTable
+
+
+@dataclass(frozen=True)
+class ControlPoint:
+    """Relaxed masks that follow budgets, at one moment of a training.
+
+    Attributes:
+        step: optimiser steps done.
+        used: by resource, its relaxed use as a share of the limit.
+        multipliers: by resource, what exceeding the limit by the whole limit costs, in units of the loss.
+    """
+
+    step: int
+    used: Mapping[str, float]
+    multipliers: Mapping[str, float]
+
+    @property
+    def violation(self) -> float:
+        """By how much the worst budget is exceeded, as a share of its limit; 0 where all are met."""
+        return max(0.0, *(use - 1 for use in self.used.values()))
 
 
 def relaxed_use(form: UseForm, counts: npt.ArrayLike) -> tuple[float, FloatArray]:

@@ -3,6 +3,7 @@
 from qcqp_prune.report.budgets import BudgetLine, ResourceRange, budget_lines, feasible_ranges
 from qcqp_prune.report.content import Accuracy, PruneReport
 from qcqp_prune.report.layers import LayerRow, OtherParameters, layer_rows, other_parameters
+from qcqp_prune.report.regularised import Regularised
 
 __all__ = [
     "Accuracy",
@@ -10,6 +11,7 @@ __all__ = [
     "LayerRow",
     "OtherParameters",
     "PruneReport",
+    "Regularised",
     "ResourceRange",
     "budget_lines",
     "feasible_ranges",

@@ -72,15 +72,17 @@ def feasible_ranges(graph: ChannelGraph, resources: Sequence[Resource] = ()) -> 
     return tuple(ResourceRange(r.name, r.unit, f.evaluate(least), f.evaluate(full)) for r, f in forms)
 
 
-def budget_lines(problem: PruningProblem, requested: Budgets, mask: BoolArray) -> tuple[BudgetLine, ...]:
+def budget_lines(
+    problem: PruningProblem, requested: Budgets | None, mask: BoolArray
+) -> tuple[BudgetLine, ...]:
     """One line for each resource, those with a budget first.
 
     Args:
         problem: that was solved.
-        requested: the budgets as the user wrote them.
+        requested: the budgets as the user wrote them, None for none.
         mask: ``(unit_count,) bool``, True = kept.
     """
-    asked = requested if isinstance(requested, Mapping) else {"macs": requested}
+    asked = {} if requested is None else requested if isinstance(requested, Mapping) else {"macs": requested}
     used = problem.usage(mask)
     rows = sorted(problem.rows, key=lambda row: row.limit is None)
     return tuple(

@@ -14,6 +14,7 @@ from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.report.budgets import BudgetLine
 from qcqp_prune.report.layers import LayerRow, OtherParameters
+from qcqp_prune.report.regularised import Regularised
 from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.storage import StrPath, read_json, write_json
 
@@ -31,6 +32,7 @@ class Accuracy:
         recalibrated: after batch norms were recalibrated.
         finetuned: after finetuning.
         samples: in the validation set.
+        regularised: after training under a regulariser, before anything was cut.
     """
 
     dense: float | None = None
@@ -38,6 +40,7 @@ class Accuracy:
     recalibrated: float | None = None
     finetuned: float | None = None
     samples: int | None = None
+    regularised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class PruneReport:
         training: epochs of the finetuning, as ``TrainingHistory.to_dict``; None without.
         seconds: wall clock of each phase.
         notes: decisions of the extractor and of this job.
+        regularised: the training before the cut, None without.
         graph: the channel graph, for ``save``; not written to JSON, the plan holds it.
     """
 
@@ -72,6 +76,7 @@ class PruneReport:
     training: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    regularised: Regularised | None = None
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -108,6 +113,7 @@ class PruneReport:
             "training": None if self.training is None else dict(self.training),
             "seconds": dict(self.seconds),
             "notes": list(self.notes),
+            "regularised": None if self.regularised is None else self.regularised.to_json(),
         }
 
     @classmethod
@@ -126,7 +132,7 @@ class PruneReport:
                 f"the report has schema {data.get('schema')}, this version reads {SCHEMA_VERSION}: run the job again"
             )
         try:
-            checked = data["verification"]
+            checked, trained = data["verification"], data.get("regularised")  # older reports lack the latter
             return cls(
                 model=data["model"],
                 library=data["library"],
@@ -140,6 +146,7 @@ class PruneReport:
                 training=data["training"],
                 seconds=data["seconds"],
                 notes=tuple(data["notes"]),
+                regularised=None if trained is None else Regularised.from_json(trained),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, PlanError):

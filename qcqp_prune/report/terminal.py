@@ -14,6 +14,7 @@ from rich.text import Text
 
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.program.relaxed import ControlPoint
 from qcqp_prune.report.budgets import BudgetLine, ResourceRange
 from qcqp_prune.report.content import Accuracy, PruneReport
 from qcqp_prune.report.layers import LayerRow, OtherParameters
@@ -36,6 +37,8 @@ def report_view(report: PruneReport) -> RenderableType:
         if report.verification.caution:
             parts.insert(1, lines.pop(0))
         parts += lines
+    if report.regularised is not None and report.regularised.trace:
+        parts.append(control_table(report.regularised.trace))
     if report.accuracy.dense is not None:
         parts.append(accuracy_table(report.accuracy))
     parts += [Text(f"note: {note}", style="dim") for note in report.notes]
@@ -196,10 +199,25 @@ def verification_lines(checked: Verification) -> list[RenderableType]:
     return [*shown]
 
 
+def control_table(trace: Sequence[ControlPoint], most: int = 6) -> Table:
+    """How the relaxed network came to its budgets: a few moments of the training, the first and the last among them."""
+    last = len(trace) - 1
+    shown = sorted({round(k * last / (most - 1)) for k in range(most)})
+    names = list(trace[0].used)
+    table = _table("relaxed use", "step", *names, "violation")
+    for point in (trace[k] for k in shown):
+        cells = (
+            f"{point.used[name]:.1%} of the limit, price {point.multipliers[name]:.3g}" for name in names
+        )
+        table.add_row(_exact(point.step), *cells, f"{point.violation:.2%}")
+    return table
+
+
 def accuracy_table(accuracy: Accuracy) -> Table:
     """One column for each step that was taken."""
     steps = {
         "dense": accuracy.dense,
+        "regularised": accuracy.regularised,
         "pruned": accuracy.pruned,
         "batch norms recalibrated": accuracy.recalibrated,
         "finetuned": accuracy.finetuned,

@@ -1,7 +1,7 @@
 """Training: finetuning, regularisers that make structures vanish, budgets as their targets."""
 
 from qcqp_prune.train.batchnorm import Recalibration, recalibrate_batch_norm
-from qcqp_prune.train.budget import BudgetController, ControlPoint
+from qcqp_prune.train.budget import BudgetController, Control
 from qcqp_prune.train.callbacks import Callback, TrainingState
 from qcqp_prune.train.config import FinetuneConfig
 from qcqp_prune.train.evaluate import Evaluation, evaluate
@@ -16,7 +16,7 @@ __all__ = [
     "SPR",
     "BudgetController",
     "Callback",
-    "ControlPoint",
+    "Control",
     "EpochRecord",
     "Evaluation",
     "FinetuneConfig",

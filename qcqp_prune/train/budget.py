@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from qcqp_prune.graph.channels import ChannelGraph, IntArray
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem
-from qcqp_prune.program.relaxed import relaxed_use
+from qcqp_prune.program.relaxed import ControlPoint, relaxed_use
 from qcqp_prune.train.entities import by_unit
 from qcqp_prune.train.regularizer import Regularizer
 
@@ -35,23 +36,26 @@ class PricedRegularizer(Regularizer, Protocol):
 
 
 @dataclass(frozen=True)
-class ControlPoint:
-    """The controller at one of its updates.
+class Control:
+    """How fast prices follow budgets.
 
     Attributes:
-        step: optimiser steps done.
-        used: by resource, its relaxed use as a share of the limit.
-        multipliers: by resource, what exceeding the limit by the whole limit costs, in units of the loss.
+        rate: step of the multipliers.
+        damping: weight of the present violation beside its sum over time.
+        every: optimiser steps between updates.
+
+    Raises:
+        InvalidOptionError: one is not positive.
     """
 
-    step: int
-    used: Mapping[str, float]
-    multipliers: Mapping[str, float]
+    rate: float = 0.05
+    damping: float = 1.0
+    every: int = 20
 
-    @property
-    def violation(self) -> float:
-        """By how much the worst budget is exceeded, as a share of its limit; 0 where all are met."""
-        return max(0.0, *(use - 1 for use in self.used.values()))
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not (math.isfinite(value) and value > 0):
+                raise InvalidOptionError(f"{name}={value!r}: give a positive number")
 
 
 class BudgetController:
@@ -69,8 +73,7 @@ class BudgetController:
         graph: its channel graph.
         budgets: as for ``PruningProblem.build``.
         resources: further resources.
-        rate, damping: steps of the multipliers.
-        every: optimiser steps between updates.
+        rate, damping, every: as in ``Control``.
 
     Attributes:
         trace: one point for each update.
@@ -94,11 +97,8 @@ class BudgetController:
         damping: float = 1.0,
         every: int = 20,
     ) -> None:
-        for name, value in (("rate", rate), ("damping", damping), ("every", every)):
-            if not value > 0:
-                raise InvalidOptionError(f"{name}={value!r}: give a positive number")
         self.regularizer, self.graph = regularizer, graph
-        self.rate, self.damping, self.every = rate, damping, int(every)
+        self.steps = Control(rate, damping, every)
         # The problem knows how budgets are read, and whether they can be met at all.
         worthless = PairwiseForm(np.zeros(graph.unit_count))
         problem = PruningProblem.build(graph, worthless, budgets, resources=resources)
@@ -117,7 +117,7 @@ class BudgetController:
         """Count the step, and look at the budgets every few of them."""
         self.regularizer.after_step()
         self._step += 1
-        if self._step % self.every == 0:
+        if self._step % self.steps.every == 0:
             self._update()
 
     def presence(self) -> FloatArray:
@@ -127,17 +127,23 @@ class BudgetController:
     def describe(self) -> dict[str, Any]:
         """The regulariser, and the budgets in whole units."""
         limits = {row.resource: row.limit for row in self._rows}
-        steps = {"rate": self.rate, "damping": self.damping, "every": self.every}
-        return {"kind": "budget", "limits": limits, **steps, "of": dict(self.regularizer.describe())}
+        of = dict(self.regularizer.describe())
+        return {"kind": "budget", "limits": limits, **asdict(self.steps), "of": of}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Multipliers, steps done, and what the regulariser holds."""
-        own = {"multipliers": torch.from_numpy(self._multipliers.copy()), "step": torch.tensor(self._step)}
+        """Multipliers, steps done, the trace, and what the regulariser holds."""
+        trace = [[p.step, *p.used.values(), *p.multipliers.values()] for p in self.trace]
+        own = {
+            "multipliers": torch.from_numpy(self._multipliers.copy()),
+            "step": torch.tensor(self._step),
+            "trace": torch.tensor(trace, dtype=torch.float64),
+        }
         return own | {f"of/{name}": value for name, value in self.regularizer.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._multipliers, self._step = state["multipliers"].numpy().copy(), int(state["step"])
+        self.trace = [self._point(*row) for row in state["trace"].tolist()]
         inner = {name.removeprefix("of/"): v for name, v in state.items() if name.startswith("of/")}
         self.regularizer.load_state_dict(inner)
 
@@ -153,15 +159,16 @@ class BudgetController:
             costs.append(slopes / row.limit)
         gap = np.asarray(violations)
         if self._step:
-            self._multipliers = np.maximum(0.0, self._multipliers + self.rate * gap)
-        prices = np.maximum(0.0, self._multipliers + self.damping * gap)
+            self._multipliers = np.maximum(0.0, self._multipliers + self.steps.rate * gap)
+        prices = np.maximum(0.0, self._multipliers + self.steps.damping * gap)
         of_unit = (prices @ np.asarray(costs))[self.graph.group_of_unit]
         self.regularizer.set_prices(of_unit[self.regularizer.unit_of] * self._shares)
+        self.trace.append(self._point(self._step, *(gap + 1).tolist(), *self._multipliers.tolist()))
+
+    def _point(self, step: float, *numbers: float) -> ControlPoint:
+        """A point of the trace from its step, uses and multipliers."""
         names = [row.resource for row in self._rows]
-        self.trace.append(
-            ControlPoint(
-                self._step,
-                dict(zip(names, (gap + 1).tolist(), strict=True)),
-                dict(zip(names, self._multipliers.tolist(), strict=True)),
-            )
+        used, multipliers = numbers[: len(names)], numbers[len(names) :]
+        return ControlPoint(
+            int(step), dict(zip(names, used, strict=True)), dict(zip(names, multipliers, strict=True))
         )

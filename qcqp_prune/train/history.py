@@ -49,5 +49,5 @@ class TrainingHistory:
         return sum(record.seconds for record in self.epochs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold."""
-        return asdict(self)
+        """Return plain data that JSON gives back unchanged."""
+        return {"epochs": [asdict(record) for record in self.epochs], "resumed_at": self.resumed_at}

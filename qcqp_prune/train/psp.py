@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
-from qcqp_prune.graph.channels import ChannelGraph, IntArray
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.graph.grouping import matches
 from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune.train.entities import by_unit
 
 PSPStructure = Literal["channel", "column", "shape", "layer"]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -166,6 +167,16 @@ class PSP:
         found = [v / max(float(v.max()), np.finfo(np.float64).tiny) for v in self.values().values()]
         return np.concatenate([v.ravel() for v in found])
 
+    def kept_units(self) -> BoolArray:
+        """Units that some layer reads, ``(units,)``: by a structure that is not zero, or unparameterised."""
+        unit_of, graph = self.unit_of, cast(ChannelGraph, self._graph)
+        present = np.concatenate([kept.ravel() for kept in self.kept().values()])
+        read: BoolArray = by_unit(graph, unit_of, present) > 0
+        for layer in graph.layers:
+            if layer.name not in self.scales:
+                read[graph.axes[layer.in_axis]] = True
+        return read
+
     def set_prices(self, prices: FloatArray) -> None:
         """Take ``sum_i price_i |alpha_i|`` for the penalty; ``(structures,)``, at least 0."""
         alphas = self.parameters()
@@ -179,11 +190,13 @@ class PSP:
         return {"kind": "psp", **asdict(self.config), "layers": list(self.scales)}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Nothing: the parameters are the network's."""
-        return {}
+        """The prices where there are any; the parameters are the network's."""
+        return {} if self._prices is None else {"prices": torch.cat([p.flatten() for p in self._prices])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to load."""
+        """Go on from ``state_dict``."""
+        if "prices" in state:
+            self.set_prices(state["prices"].cpu().numpy())
 
     def parameters(self) -> list[nn.Parameter]:
         """All structure parameters, for a group of their own in an optimiser."""

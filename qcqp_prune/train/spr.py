@@ -162,9 +162,14 @@ class SPR:
         near = found.new_zeros(self.entities.count + 1).index_add_(0, self._rows.owner, found)[:-1]
         return np.asarray(near.cpu().numpy() > share * self._rows.sizes)
 
+    def kept_units(self, small: float = SMALL, share: float = SHARE) -> BoolArray:
+        """Units with an entity that is not zero, and those without entities, ``(units,)``."""
+        kept: BoolArray = by_unit(self.graph, self.unit_of, ~self.zeros(small, share)) > 0
+        return kept
+
     def masks(self, small: float = SMALL, share: float = SHARE) -> Masks:
         """What the published rule keeps: units with an entity that is not zero, and at least one of each group."""
-        keep = by_unit(self.graph, self.unit_of, ~self.zeros(small, share)) > 0
+        keep = self.kept_units(small, share)
         worth = self.unit_indicators()
         for g, group in enumerate(self.graph.groups):
             span = self.graph.units(g)

@@ -1,0 +1,182 @@
+"""Training under a regulariser until units vanish, and what its relaxed masks say of the selection to solve for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from torch import nn
+
+from qcqp_prune.analyse import RelaxedMasks, marginal_prices
+from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.program.forms import PairwiseForm
+from qcqp_prune.program.problem import Budgets, PruningProblem, Resource
+from qcqp_prune.report import Regularised
+from qcqp_prune.train import (
+    PSP,
+    SPR,
+    BudgetController,
+    Control,
+    FinetuneConfig,
+    PSPConfig,
+    SPRConfig,
+    finetune,
+)
+from qcqp_prune.train.batches import Loader
+from qcqp_prune.train.entities import by_unit
+from qcqp_prune.train.spr import Bounds
+
+
+@dataclass(frozen=True)
+class Training:
+    """Training under a regulariser, before anything is cut.
+
+    Attributes:
+        loader: yields ``(inputs, targets)``.
+        epochs: passes over it.
+        method: ``SPRConfig(...)``, or ``PSPConfig("channel", ...)``.
+        control: how prices follow the budgets, in place of the strength of the method; None trains as published, with
+            the method's strength.
+        bounds: for SPR, ``M`` of each layer, as for ``SPR``.
+        layers: names or globs of the layers that are regularised; the method's own choice where None.
+        config: the recipe.
+        checkpoint: a file from which a killed training goes on.
+
+    Raises:
+        InvalidOptionError: epochs is not positive, structures of PSP are no units, or bounds are given for PSP.
+    """
+
+    loader: Loader
+    epochs: int
+    method: SPRConfig | PSPConfig = field(default_factory=SPRConfig)
+    control: Control | None = field(default_factory=Control)
+    bounds: Bounds = "running"
+    layers: Sequence[str] | None = None
+    config: FinetuneConfig = field(default_factory=FinetuneConfig)
+    checkpoint: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InvalidOptionError(f"epochs is {self.epochs}: give a positive number")
+        if isinstance(self.method, PSPConfig):
+            if self.method.structure != "channel":
+                raise InvalidOptionError(
+                    f'structure={self.method.structure!r} are no units of the graph: take PSPConfig("channel"), or use '
+                    "PSP and finetune by themselves"
+                )
+            if self.bounds != "running":
+                raise InvalidOptionError("bounds are for SPR: leave them out")
+        elif not isinstance(self.method, SPRConfig):
+            raise InvalidOptionError(f"method is {self.method!r}: give an SPRConfig or a PSPConfig")
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        if isinstance(self.method, PSPConfig):
+            return f"PSP({self.method.structure})"
+        return f"SPR({self.method.variant}, {self.method.structure})"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training ended with.
+
+    Attributes:
+        relaxed: the relaxed mask of each unit.
+        kept: ``(units,) bool``, what the published rule keeps.
+        record: for the report.
+    """
+
+    relaxed: RelaxedMasks
+    kept: BoolArray
+    record: Regularised
+
+
+def train_regularised(
+    model: nn.Module,
+    graph: ChannelGraph,
+    training: Training,
+    budgets: Budgets | None,
+    resources: Sequence[Resource] = (),
+) -> Trained:
+    """Train a network in place under a regulariser, with prices that follow the budgets where it says so.
+
+    Args:
+        model: the traced network; plain weights come back.
+        graph: its channel graph.
+        training: what to do.
+        budgets: what ``control`` follows.
+        resources: further resources.
+
+    Raises:
+        QcqpPruneError: see ``SPR``, ``PSP``, ``BudgetController`` and ``finetune``.
+    """
+    method: SPR | PSP
+    if isinstance(training.method, PSPConfig):
+        method = PSP(model, training.method, layers=training.layers, graph=graph)
+    else:
+        layers = None if training.layers is None else list(training.layers)
+        method = SPR(model, graph, training.method, bounds=training.bounds, layers=layers)
+    control = None
+    if training.control is not None and budgets is not None:
+        steps = asdict(training.control)
+        control = BudgetController(method, graph, budgets, resources=resources, **steps)
+    history = finetune(
+        model,
+        training.loader,
+        epochs=training.epochs,
+        config=training.config,
+        checkpoint=training.checkpoint,
+        regularizer=method if control is None else control,
+    )
+    relaxed = RelaxedMasks.of(graph, by_unit(graph, method.unit_of, method.indicators()), by=training.name)
+    kept = method.kept_units()
+    if isinstance(method, PSP):
+        method.fold()
+    trace = () if control is None else tuple(control.trace)
+    return Trained(relaxed, kept, Regularised(training.name, history.to_dict(), trace))
+
+
+@dataclass(frozen=True, eq=False)
+class Indicators:
+    """An importance: what units are worth after a training under a regulariser.
+
+    Each unit is worth its relaxed mask times its marginal cost, as in ``rounded``. By the rule, units that count as
+    zero are worth less than nothing; without budgets the best selection is then the one that differs from the rule in
+    the fewest units, which is the rule itself unless floors, multiples, ties or links forbid it.
+
+    Attributes:
+        problem: whose budgets the selection is to meet.
+        trained: the training.
+        by_rule: whether what the published rule calls zero is to go even where the budgets leave room for it.
+    """
+
+    problem: PruningProblem
+    trained: Trained
+    by_rule: bool
+
+    @property
+    def variant(self) -> str:
+        """The training in words."""
+        return self.trained.record.method
+
+    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
+        """The worth of the units of the graph that was trained."""
+        values = self.trained.relaxed.values
+        prices = marginal_prices(self.problem, self.trained.relaxed)
+        if self.by_rule:
+            gain = values if self.problem.budgeted else 1.0 + values
+            values = np.where(self.trained.kept, gain, values - 1.0)
+        return PairwiseForm(values * prices)
+
+
+def unscored(graph: ChannelGraph, budgets: Budgets | None, resources: Sequence[Resource]) -> PruningProblem:
+    """The problem before anything is known of its units: whether budgets can be read, and met, shows here."""
+    worthless = PairwiseForm(np.zeros(graph.unit_count))
+    if budgets is not None:
+        return PruningProblem.build(graph, worthless, budgets, resources=resources)
+    problem = PruningProblem.build(graph, worthless, "100%", resources=resources)
+    return replace(problem, rows=tuple(replace(row, limit=None) for row in problem.rows))
