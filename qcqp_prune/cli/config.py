@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from qcqp_prune.cli.arguments import further_resources
 from qcqp_prune.cli.sections import read_section, require_known, with_environment
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.program.problem import Resource, all_resources, parse_budgets
-from qcqp_prune.train.config import FinetuneConfig
+from qcqp_prune.train import Control, FinetuneConfig, PSPConfig, SPRConfig
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,33 @@ class TrainingSection:
 
 
 @dataclass(frozen=True)
+class RegularisedSection:
+    """Training under a regulariser before the cut; see ``qcqp_prune.Training``.
+
+    In the file the keys of ``Control`` (where ``control`` is true), of ``SPRConfig`` or ``PSPConfig`` and of
+    ``FinetuneConfig`` stand beside these.
+
+    Attributes:
+        method: none for no such training.
+        epochs: of it.
+        control: whether prices follow the budgets; otherwise the method's own strength is used.
+        bounds: of SPR, as for ``SPR``.
+        layers: names or globs of what is regularised; the method's own choice where None.
+        checkpoint: a file from which a killed training goes on.
+    """
+
+    method: Literal["spr", "psp", "none"] = "none"
+    epochs: int = 0
+    control: bool = True
+    bounds: Literal["running", "fixed"] = "running"
+    layers: tuple[str, ...] | None = None
+    checkpoint: str | None = None
+    steps: Control = field(default_factory=Control)
+    regulariser: SPRConfig | PSPConfig = field(default_factory=SPRConfig)
+    recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+@dataclass(frozen=True)
 class ResourcesSection:
     """What resources that need more than a name are made from.
 
@@ -136,18 +163,22 @@ class RunConfig:
     Attributes:
         folder: of the configuration file; paths in it are relative to that.
         pretrain: training of the dense network, for one that comes without weights.
+        training: training under a regulariser.
+        budgets: None where that goes by its rule alone.
+        importance: None for the default.
         finetune: what follows the cut.
     """
 
     folder: Path
     model: ModelSection
     input: InputSection
-    budgets: Mapping[str, int | float | str]
+    budgets: Mapping[str, int | float | str] | None
     resources: ResourcesSection
     data: DataSection
     pretrain: TrainingSection
     trace: TraceSection
-    importance: ImportanceSection
+    training: RegularisedSection
+    importance: ImportanceSection | None
     solver: SolverSection
     shrink: ShrinkSection
     finetune: TrainingSection
@@ -166,6 +197,7 @@ SECTIONS = (
     "data",
     "pretrain",
     "trace",
+    "training",
     "importance",
     "solver",
     "shrink",
@@ -191,22 +223,29 @@ def read_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} is not valid TOML ({error}): correct it") from error
     for name in raw:
         require_known(name, list(SECTIONS), f"table [{name}] in {path.name}")
-    for name in ("model", "input", "budgets"):
-        if name not in raw:
-            raise ConfigError(f"{path.name} has no table [{name}]: add it")
     tables = with_environment(raw, "")
+    training = _regularised(tables.get("training", {}))
+    by_rule = training.method != "none" and not training.control
+    for name in ("model", "input", "budgets"):
+        if name not in raw and not (name == "budgets" and by_rule):
+            raise ConfigError(f"{path.name} has no table [{name}]: add it")
     resources = read_section(ResourcesSection, tables.get("resources", {}), "resources")
     further = resources.made(path.absolute().parent)
     config = RunConfig(
         folder=path.absolute().parent,
         model=read_section(ModelSection, tables["model"], "model"),
         input=read_section(InputSection, tables["input"], "input"),
-        budgets=_budgets(tables["budgets"], further),
+        budgets=_budgets(tables["budgets"], further) if "budgets" in tables else None,
         resources=resources,
         data=read_section(DataSection, tables.get("data", {}), "data"),
         pretrain=_training(tables.get("pretrain", {}), "pretrain", FinetuneConfig.from_scratch()),
         trace=read_section(TraceSection, tables.get("trace", {}), "trace"),
-        importance=read_section(ImportanceSection, tables.get("importance", {}), "importance"),
+        training=training,
+        importance=(
+            read_section(ImportanceSection, tables["importance"], "importance")
+            if "importance" in tables
+            else None
+        ),
         solver=read_section(SolverSection, tables.get("solver", {}), "solver"),
         shrink=read_section(ShrinkSection, tables.get("shrink", {}), "shrink"),
         finetune=_training(tables.get("finetune", {}), "finetune", FinetuneConfig()),
@@ -237,11 +276,44 @@ def _training(table: object, where: str, base: FinetuneConfig) -> TrainingSectio
     return TrainingSection(mine.epochs, mine.recalibrate, mine.batches, mine.checkpoint, recipe)
 
 
+def _regularised(table: object) -> RegularisedSection:
+    """Keys of the section, of the controller, of the method and of the recipe stand side by side in the file."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"[training] is {table!r}: write a table of key = value")
+    own = set(RegularisedSection.__dataclass_fields__) - {"steps", "regulariser", "recipe"}
+    mine = read_section(RegularisedSection, {k: v for k, v in table.items() if k in own}, "training")
+    if mine.method == "none":
+        if table.keys() - {"method"}:
+            raise ConfigError('[training] has no method: add method = "spr" or method = "psp"')
+        return mine
+    # Networks that are trained already start with all structures there.
+    base = SPRConfig() if mine.method == "spr" else PSPConfig("channel", spread=None)
+    strength = "strength" if mine.method == "spr" else "l1"
+    parts: dict[str, tuple[Any, set[str]]] = {
+        "recipe": (FinetuneConfig(), set(FinetuneConfig.__dataclass_fields__)),
+        "regulariser": (base, set(base.__dataclass_fields__)),
+        "steps": (Control(), set(Control.__dataclass_fields__) if mine.control else set()),
+    }
+    if mine.control and strength in table:
+        raise ConfigError(
+            f"[training] {strength} is found by the control: leave it out, or add control = false"
+        )
+    known = sorted(own.union(*(keys for _, keys in parts.values())))
+    for key in table:
+        require_known(key, known, f"key {key!r} in [training] with method {mine.method}")
+    made = {
+        name: read_section(type(start), {k: v for k, v in table.items() if k in keys}, "training", base=start)
+        for name, (start, keys) in parts.items()
+    }
+    return replace(mine, **made)
+
+
 def _require_data(config: RunConfig) -> None:
     """Refuse training and scores that need data where none is named."""
     if config.data.name != "none":
         return
     wants = [f"[{n}] epochs" for n in ("pretrain", "finetune") if getattr(config, n).epochs]
-    wants += ["[importance] taylor"] if config.importance.name == "taylor" else []
+    wants += ["[training]"] if config.training.method != "none" else []
+    wants += ["[importance] taylor"] if config.importance and config.importance.name == "taylor" else []
     if wants:
         raise ConfigError(f"{' and '.join(wants)} need data and [data] names none: add [data] name")

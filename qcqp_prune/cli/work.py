@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -15,15 +14,14 @@ from qcqp_prune.apply.verification import Verification
 from qcqp_prune.cli.config import RunConfig
 from qcqp_prune.cli.console import ERR, OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
 from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
+from qcqp_prune.continuous import Training, unscored
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.pipeline import Recovery, Watcher, prune
-from qcqp_prune.program.forms import PairwiseForm
-from qcqp_prune.program.problem import PruningProblem
-from qcqp_prune.report import PruneReport
+from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.report.terminal import report_view
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
@@ -65,9 +63,11 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
         augment=config.data.augment,
         seed=config.data.seed,
     )
-    importance = make_importance(
-        config.importance.name, config.importance.variant, train, config.importance.batches
+    wanted = config.importance
+    importance = (
+        None if wanted is None else make_importance(wanted.name, wanted.variant, train, wanted.batches)
     )
+    training = _training(config, train)
     recovery = _recovery(config, train, validation)
     model = _dense(config, train)
     with Spinner().running() as spinner, TraceBar().closing() as bar:
@@ -75,6 +75,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             model,
             example_input(config.input.shape, config.input.dtype),
             budgets=config.budgets,
+            training=training,
             importance=importance,
             resources=config.resources.made(config.folder),
             solver=config.solver.name,
@@ -120,7 +121,24 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
             progress=bar.show,
         )
     resources = config.resources.made(config.folder)
-    PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), config.budgets, resources=resources)
+    unscored(graph, config.budgets, resources)
+
+
+def _training(config: RunConfig, train: Loader | None) -> Training | None:
+    """The training under a regulariser, where the configuration has one."""
+    wishes = config.training
+    if wishes.method == "none" or train is None:
+        return None
+    return Training(
+        train,
+        wishes.epochs,
+        wishes.regulariser,
+        control=wishes.steps if wishes.control else None,
+        bounds=wishes.bounds,
+        layers=wishes.layers,
+        config=_shown(wishes.recipe),
+        checkpoint=None if wishes.checkpoint is None else config.path(wishes.checkpoint),
+    )
 
 
 def _options(config: RunConfig) -> SolveOptions:
@@ -183,7 +201,7 @@ class _ConsoleWatcher(Watcher):
         if name == "trace":
             self._spinner.pause()
             self._bar.start()
-        elif name == "finetune":
+        elif name in ("train", "finetune"):
             self._spinner.pause()  # it has a progress bar of its own
         else:
             self._spinner.say(_SAYS[name])
@@ -197,6 +215,10 @@ class _ConsoleWatcher(Watcher):
 
     def progress(self, point: TracePoint) -> None:
         self._spinner.progress(point)
+
+    def trained(self, training: Regularised) -> None:
+        end = f", relaxed budgets exceeded by {training.trace[-1].violation:.2%}" if training.trace else ""
+        OUT.print(f"trained under {training.method}{end}", highlight=False)
 
     def verified(self, checked: Verification) -> None:
         OUT.print(

@@ -8,6 +8,7 @@ import pytest
 
 from qcqp_prune.cli.config import read_config
 from qcqp_prune.errors import ConfigError, InvalidBudgetError, InvalidOptionError
+from qcqp_prune.train import Control, PSPConfig, SPRConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -100,6 +101,46 @@ def test_values_that_the_library_refuses_are_refused_at_once(tmp_path: Path) -> 
         read_config(write(tmp_path, GOOD.replace("params = 200", "flops = 200")))
     with pytest.raises(InvalidOptionError, match="lr is -1"):
         read_config(write(tmp_path, GOOD.replace("lr = 1", "lr = -1")))
+
+
+def test_a_training_under_a_regulariser(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path, GOOD)).training.method == "none"
+    assert read_config(write(tmp_path, GOOD)).importance is None
+    text = (
+        GOOD
+        + '[training]\nmethod = "spr"\nepochs = 5\nalpha = 0.4\nrate = 1\nlr = 0.2\nstructure = "units"\n'
+    )
+    spr = read_config(write(tmp_path, text)).training
+    assert spr.regulariser == SPRConfig(alpha=0.4, structure="units")
+    assert (spr.epochs, spr.control, spr.steps, spr.recipe.lr) == (5, True, Control(rate=1.0), 0.2)
+    rule = '[training]\nmethod = "psp"\nepochs = 2\ncontrol = false\nl1 = 0.01\nseed = 4\n'
+    config = read_config(
+        write(tmp_path, GOOD.replace('[budgets]\nmacs = "50%"\nparams = 200\nmemory = 0.5\n', rule))
+    )
+    assert config.budgets is None
+    assert config.training.regulariser == PSPConfig("channel", spread=None, l1=0.01, seed=4)
+    assert config.training.recipe.seed == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('method = "spr"\nepochs = 1\nstrength = 0.1', "strength is found by the control"),
+        ('method = "psp"\nepochs = 1\nl1 = 0.1', "l1 is found by the control"),
+        (
+            'method = "spr"\nepochs = 1\nthreshold = 0.1',
+            "unknown key 'threshold' in .training. with method spr",
+        ),
+        ('method = "psp"\nepochs = 1\nvariant = "exact"', "unknown key 'variant'"),
+        ('method = "spr"\ncontrol = false\nepochs = 1\nrate = 0.1', "unknown key 'rate'"),
+        ("epochs = 1", "add method"),
+        ('method = "sprr"', 'give "spr" or "psp" or "none"'),
+        ('method = "spr"\nepochs = 1\nlearning_rate = 1', "unknown key 'learning_rate'"),
+    ],
+)
+def test_refusals_of_trainings(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_config(write(tmp_path, f"{GOOD}[training]\n{table}\n"))
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

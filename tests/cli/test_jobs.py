@@ -119,6 +119,70 @@ def test_without_data(run, net: Path, tmp_path: Path) -> None:
     )
 
 
+TRAINING = """
+[model]
+source = "qcqp_prune.models:DigitsNet"
+[input]
+shape = [1, 1, 8, 8]
+[data]
+name = "digits"
+batch_size = 64
+[pretrain]
+epochs = 4
+[budgets]
+params = "30%"
+[training]
+method = "spr"
+epochs = 12
+alpha = 0.3
+rate = 0.2
+every = 4
+lr = 0.05
+schedule = "constant"
+checkpoint = "train.safetensors"
+[solver]
+name = "highs"
+[finetune]
+epochs = 2
+lr = 0.05
+[output]
+folder = "out"
+"""
+
+
+def test_a_job_that_trains_under_a_budget(run, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(TRAINING)
+    result = run("run", job)
+    assert result.code == 0, result.err
+    report = PruneReport.read(tmp_path / "out" / "report.json")
+    params = report.budgets[0]
+    assert params.limit == 3 * params.dense // 10
+    assert 0 <= params.slack < params.cheapest_step
+    small = qp.load(tmp_path / "out" / "model", DigitsNet)
+    assert sum(p.numel() for p in small.parameters()) == params.used
+    trace = report.regularised.trace
+    assert trace[0].violation > 0.5
+    assert trace[-1].violation < 0.02
+    assert (tmp_path / "train.safetensors").is_file()
+    for words in ("trained under SPR", "accuracy regularised", "relaxed use", "relaxed budgets exceeded by"):
+        assert words in result.out
+
+
+def test_a_training_by_its_rule_needs_no_budget(run, net: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    plain = '[training]\nmethod = "psp"\nepochs = 1\ncontrol = false\n'
+    job.write_text(JOB.replace('[budgets]\nmacs = "50%"\n', plain).replace("[importance]", "[importance.x]"))
+    assert run("run", job).code == 2
+    text = JOB.replace('[budgets]\nmacs = "50%"\n', plain).replace('name = "taylor"\nbatches = 2\n', "")
+    job.write_text(text.replace("[importance]\n", ""))
+    result = run("run", job)
+    assert result.code == 0, result.err
+    report = PruneReport.read(tmp_path / "out" / "report.json")
+    assert all(line.limit is None for line in report.budgets)
+    assert report.importance == "Indicators(PSP(channel))"
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
@@ -130,6 +194,8 @@ def test_without_data(run, net: Path, tmp_path: Path) -> None:
         (('ignored_layers = ["b"]', 'ignored_layers = ["bb"]'), 2, "no layer is called 'bb'"),
         (("[solver]", "round_to = 0\n[solver]"), 2, "round_to=0"),
         (("time_limit = 20", "time_limit = 0"), 2, "time_limit"),
+        (("[trace]", '[training]\nmethod = "spr"\n[trace]'), 2, "epochs is 0"),
+        (("[trace]", '[training]\nmethod = "psp"\nepochs = 1\nstructure = "shape"\n[trace]'), 2, "channel"),
         (("[2, 1, 8, 8]", "[2, 3, 8, 8]"), 1, "does not run on the example inputs"),
     ],
 )
