@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from qcqp_prune.apply.verification import Verification
     from qcqp_prune.continuous import Training
     from qcqp_prune.graph.trace import trace
+    from qcqp_prune.grid import sweep
     from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
     from qcqp_prune.pipeline import Recovery, prune
     from qcqp_prune.report import PruneReport
@@ -152,6 +153,7 @@ __all__ = [
     "shrink",
     "shrink_and_verify",
     "solve",
+    "sweep",
     "trace",
 ]
 
@@ -180,6 +182,7 @@ _LAZY = {
     "save": "apply.plan",
     "shrink": "apply.shrink",
     "shrink_and_verify": "apply.shrink",
+    "sweep": "grid",
     "trace": "graph.trace",
 }
 

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.logging import RichHandler
 
-from qcqp_prune.cli import commands, comparison, jobs, proofs
+from qcqp_prune.cli import commands, comparison, jobs, proofs, sweeping
 from qcqp_prune.cli.console import ERR, OUT
 from qcqp_prune.errors import MissingDependencyError, QcqpPruneError
 from qcqp_prune.storage import library_version
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(jobs.demo)
 app.command()(jobs.run)
+app.command()(sweeping.sweep)
 app.command()(commands.trace)
 app.command()(commands.latency)
 app.command()(commands.solve)

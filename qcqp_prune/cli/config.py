@@ -132,6 +132,14 @@ class RegularisedSection:
 
 
 @dataclass(frozen=True)
+class SweepSection:
+    """The pairs of ``qcqp-prune sweep``; ``run`` does not look at them."""
+
+    strengths: tuple[float, ...]
+    alphas: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class ResourcesSection:
     """What resources that need more than a name are made from.
 
@@ -164,6 +172,7 @@ class RunConfig:
         folder: of the configuration file; paths in it are relative to that.
         pretrain: training of the dense network, for one that comes without weights.
         training: training under a regulariser.
+        sweep: pairs of strength and alpha to try; None without.
         budgets: None where that goes by its rule alone.
         importance: None for the default.
         finetune: what follows the cut.
@@ -178,6 +187,7 @@ class RunConfig:
     pretrain: TrainingSection
     trace: TraceSection
     training: RegularisedSection
+    sweep: SweepSection | None
     importance: ImportanceSection | None
     solver: SolverSection
     shrink: ShrinkSection
@@ -198,6 +208,7 @@ SECTIONS = (
     "pretrain",
     "trace",
     "training",
+    "sweep",
     "importance",
     "solver",
     "shrink",
@@ -241,6 +252,7 @@ def read_config(path: Path) -> RunConfig:
         pretrain=_training(tables.get("pretrain", {}), "pretrain", FinetuneConfig.from_scratch()),
         trace=read_section(TraceSection, tables.get("trace", {}), "trace"),
         training=training,
+        sweep=read_section(SweepSection, tables["sweep"], "sweep") if "sweep" in tables else None,
         importance=(
             read_section(ImportanceSection, tables["importance"], "importance")
             if "importance" in tables

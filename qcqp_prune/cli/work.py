@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +17,12 @@ from qcqp_prune.cli.config import RunConfig
 from qcqp_prune.cli.console import ERR, OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
 from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
 from qcqp_prune.continuous import Training, unscored
-from qcqp_prune.errors import VerificationError
+from qcqp_prune.errors import ConfigError, VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.trace import trace
+from qcqp_prune.grid import SweepRow, sweep
 from qcqp_prune.pipeline import Recovery, Watcher, prune
 from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.report.terminal import report_view
@@ -57,12 +60,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     if certificate is not None:
         require_file_place(certificate)
     options = _options(config)
-    train, validation = loaders(
-        read_data(config.data.name, None if config.data.root is None else str(config.path(config.data.root))),
-        config.data.batch_size,
-        augment=config.data.augment,
-        seed=config.data.seed,
-    )
+    train, validation = _data(config)
     wanted = config.importance
     importance = (
         None if wanted is None else make_importance(wanted.name, wanted.variant, train, wanted.batches)
@@ -90,6 +88,52 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     if certificate is not None:
         wrote_certificate(report.solve, certificate)
     return report
+
+
+def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
+    """Try the pairs of a configuration one after another; each row goes into a file when it is done.
+
+    Raises:
+        ConfigError: the configuration has no pairs, or no training by the published rule.
+        QcqpPruneError: whatever stands in its way.
+    """
+    wishes = config.sweep
+    if wishes is None or config.training.method != "spr" or config.training.control:
+        raise ConfigError(
+            'a sweep needs [sweep] with strengths and alphas, and [training] with method = "spr" and control = false'
+        )
+    require_file_place(results)
+    train, validation = _data(config)
+    training = _training(config, train)
+    assert training is not None  # a configuration with a method has data
+    return sweep(
+        _dense(config, train),
+        example_input(config.input.shape, config.input.dtype),
+        training,
+        strengths=wishes.strengths,
+        alphas=wishes.alphas,
+        recovery=_recovery(config, train, validation),
+        results=results,
+        budgets=config.budgets,
+        resources=config.resources.made(config.folder),
+        solver=config.solver.name,
+        realisation=config.shrink.realisation,
+        time_limit=config.solver.time_limit,
+        seed=config.solver.seed,
+        **_limits(config),
+    )
+
+
+def _data(config: RunConfig) -> tuple[Loader | None, Loader | None]:
+    """Loaders of the training and the test part."""
+    root = None if config.data.root is None else str(config.path(config.data.root))
+    split = read_data(config.data.name, root)
+    return loaders(split, config.data.batch_size, augment=config.data.augment, seed=config.data.seed)
+
+
+def _limits(config: RunConfig) -> dict[str, Any]:
+    """The table [trace] as arguments of ``trace``."""
+    return {f.name: getattr(config.trace, f.name) for f in fields(config.trace)}
 
 
 def _dense(config: RunConfig, train: Loader | None) -> nn.Module:

@@ -183,6 +183,24 @@ def test_a_training_by_its_rule_needs_no_budget(run, net: Path, tmp_path: Path) 
     assert report.importance == "Indicators(PSP(channel))"
 
 
+def test_a_sweep(run, net: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    table = '[training]\nmethod = "spr"\nepochs = 1\ncontrol = false\n'
+    text = JOB.replace('[budgets]\nmacs = "50%"\n', table).replace('checkpoint = "run.safetensors"\n', "")
+    text = text.replace('[importance]\nname = "taylor"\nbatches = 2\n', "")
+    job.write_text(text)
+    assert "a sweep needs" in run("sweep", job).err
+    job.write_text(text + "[sweep]\nstrengths = [0.1, 1]\nalphas = [0.3]\n")
+    result = run("sweep", job)
+    assert result.code == 0, result.err
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
+    assert [(r["strength"], r["alpha"]) for r in rows] == [(0.1, 0.3), (1.0, 0.3)]
+    assert all(f"{r['used']['params']:,}" in result.out for r in rows)
+    again = run("sweep", job)
+    assert again.code == 0, again.err
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"] == rows
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
