@@ -63,7 +63,7 @@ class MaskedNetwork:
     def __init__(self, model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
         self._model, self._graph, self._flat = model, graph, flat
         self._canonical = canonical_names(model)
-        self._masks = {spec.name: tensor_mask(graph, spec, flat) for spec in graph.tensors}
+        self._specs = {spec.name: spec for spec in graph.tensors}
         # A filter without a column is still a channel: it gives its bias. So columns are zeroed, not masked.
         self._kernels = {
             spec.name: torch.from_numpy(graph.kernel_mask(spec, flat).copy()).reshape(
@@ -158,7 +158,9 @@ class MaskedNetwork:
         if not isinstance(tensor, Tensor):
             return tensor
         name = self._canonical.get(target, "")
-        mask, kernel = self._masks.get(name), self._kernels.get(name)
+        spec, kernel = self._specs.get(name), self._kernels.get(name)
+        # Made when read: masks of all weights at once take a byte for each.
+        mask = None if spec is None else tensor_mask(self._graph, spec, self._flat)
         tensor = tensor.detach()
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)

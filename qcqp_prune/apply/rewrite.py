@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
-import operator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -22,22 +21,15 @@ from torch.utils import _pytree as pytree
 from qcqp_prune.apply.joined_sum import JoinedSum, places_in
 from qcqp_prune.apply.masked import MaskedNetwork, exported_module
 from qcqp_prune.apply.masked_ops import Value
+from qcqp_prune.apply.rewrite_joins import Kept, Positions
 from qcqp_prune.apply.rewrite_recurrent import call_recurrent_modules
+from qcqp_prune.apply.rewrite_sizes import with_kept_sizes
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.errors import TraceError, VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import export
-from qcqp_prune.graph.heads import PRODUCTS
 from qcqp_prune.graph.inputs import make_inputs
-from qcqp_prune.graph.ops import joins, norms, pooling
-from qcqp_prune.graph.walk import ADDITIONS, CONSTANTS, is_pointwise, op_name
-
-_LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
-
-Kept = list[BoolArray]
-"""For each dimension of a tensor which positions are kept."""
-
-_KEEPS_LAYOUT = "qcqp_prune.keeps_layout"
+from qcqp_prune.graph.walk import ADDITIONS, op_name
 
 REALISATION_KEY = "qcqp_prune.rewritten"
 """Set in the ``meta`` of what is returned, to tell it from a user's own graph module."""
@@ -83,12 +75,13 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     traced = {path for path, m in model.named_modules() if isinstance(m, ShapeConv2d)}
     modules = {path: m for path, m in small.named_modules() if path not in traced}
     call_recurrent_modules(module, modules, kept)
+    positions, numbers = Positions.of(module.graph, kept), itertools.count()
     for node in list(module.graph.nodes):
-        if node.op != "call_function" or _as_module(module, node, modules, kept):
+        if node.op != "call_function" or _as_module(module, node, modules, positions):
             continue
-        if op_name(node) in ADDITIONS and _as_joined_sum(module, node, kept):
+        if op_name(node) in ADDITIONS and _as_joined_sum(module, node, positions, numbers):
             continue
-        _patch(node, kept)
+        with_kept_sizes(node, positions)
     _ask_for_sizes(module)
     module.graph.lint()
     result = _rooted(module, small)
@@ -157,7 +150,7 @@ def _kept(value: Any) -> Any:
     return [(value.mask.amax(dims) if dims else value.mask).cpu().numpy() for dims in other]
 
 
-def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], kept: dict[Node, Any]) -> bool:
+def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], positions: Positions) -> bool:
     """Batch norm and dropout become their modules again, so that training mode works; columns need their own."""
     kinds = _MODULES.get(op_name(node), ())
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
@@ -167,21 +160,20 @@ def _as_module(module: GraphModule, node: Node, modules: dict[str, nn.Module], k
     module.add_submodule(path, modules[path])
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, (node.args[0],))
-    _take_place(module, node, call, kept)
-    call.meta[_KEEPS_LAYOUT] = not isinstance(modules[path], ShapeConv2d)
+    _take_place(module, node, call, positions)
     return True
 
 
-def _as_joined_sum(module: GraphModule, node: Node, kept: dict[Node, Any]) -> bool:
+def _as_joined_sum(module: GraphModule, node: Node, positions: Positions, numbers: Iterator[int]) -> bool:
     """An addition whose operands keep different channels becomes a module that puts them in their places."""
-    operands = [a for a in node.args[:2] if isinstance(a, Node) and kept.get(a) is not None]
+    operands = [a for a in node.args[:2] if isinstance(a, Node) and a in positions.joined]
     if len(operands) != 2:
         return False
-    rank = len(kept[node])
-    places: dict[int, list[Tensor | None]] = {}
-    for dim in range(rank):
-        result = kept_after_joins(node, kept, dim)
-        places[dim] = [_places(a, kept, dim - rank, result) for a in operands]
+    results = positions.joined[node]
+    rank = len(results)
+    places = [
+        [_places(positions.joined[a], dim - rank, results[dim]) for a in operands] for dim in range(rank)
+    ]
     uneven = [dim for dim in range(rank) if any(p is not None for p in places[dim])]
     if not uneven:
         return False
@@ -194,25 +186,23 @@ def _as_joined_sum(module: GraphModule, node: Node, kept: dict[Node, Any]) -> bo
     alpha = cast(float, node.kwargs.get("alpha", 1)) * (1 if name == "add" else -1)
     if name == "rsub":
         operands, places[dim] = operands[::-1], places[dim][::-1]
-    size = int(kept_after_joins(node, kept, dim).sum())
-    path = next(p for k in itertools.count() if not hasattr(module, p := f"joined_sum_{k}"))
-    module.add_submodule(path, JoinedSum(dim - rank, places[dim], size, scale=alpha))
+    path = next(p for k in numbers if not hasattr(module, p := f"joined_sum_{k}"))
+    module.add_submodule(path, JoinedSum(dim - rank, places[dim], int(results[dim].sum()), scale=alpha))
     with module.graph.inserting_before(node):
         call = module.graph.call_module(path, tuple(operands))
-    _take_place(module, node, call, kept)
+    _take_place(module, node, call, positions)
     return True
 
 
-def _places(operand: Node, kept: dict[Node, Any], back: int, result: BoolArray) -> Tensor | None:
-    own = kept[operand]
-    if len(own) < -back or len(own[back]) != len(result):
+def _places(operand: Kept, back: int, result: BoolArray) -> Tensor | None:
+    if len(operand) < -back or len(operand[back]) != len(result):
         return None  # broadcast
-    return places_in(result, kept_after_joins(operand, kept, len(own) + back))
+    return places_in(result, operand[back])
 
 
-def _take_place(module: GraphModule, node: Node, call: Node, kept: dict[Node, Any]) -> None:
-    call.meta = {**node.meta, _KEEPS_LAYOUT: True}
-    kept[call] = kept.pop(node)
+def _take_place(module: GraphModule, node: Node, call: Node, positions: Positions) -> None:
+    call.meta = dict(node.meta)
+    positions.move(node, call)
     node.replace_all_uses_with(call)
     module.graph.erase_node(node)
 
@@ -257,170 +247,3 @@ def _place(root: nn.Module, path: str, value: Any, *, persistent: bool = True) -
         root.register_buffer(leaf, value, persistent=persistent)
     elif not hasattr(root, leaf):
         setattr(root, leaf, value)
-
-
-def _patch(node: Node, kept: dict[Node, Any]) -> None:
-    """Replace the sizes written into one call by the kept ones."""
-    name = op_name(node).removeprefix("aten::")
-    out: Any = kept.get(node)
-    if name in ("view", "reshape", "_unsafe_view", "_reshape_alias"):
-        if node.target is torch.ops.aten.view.default:  # a smaller tensor may lie in memory in another order
-            node.target = torch.ops.aten.reshape.default
-        _set(node, 1, _computed(node, _sizes(node.args[1], out), out))
-    elif name == "expand":
-        _set(node, 1, _sizes(node.args[1], [kept_after_joins(node, kept, d) for d in range(len(out))]))
-    elif op_name(node) in CONSTANTS:
-        place = 1 if name.startswith("new_") else 0
-        _set(
-            node, place, _sizes(node.args[place], [kept_after_joins(node, kept, d) for d in range(len(out))])
-        )
-    elif name == "unflatten":
-        dim = int(node.args[1]) % (len(out) - len(node.args[2]) + 1)  # type: ignore[arg-type]
-        _set(node, 2, _sizes(node.args[2], out[dim:]))
-    elif name in ("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split"):
-        _patch_split(node, out)
-    elif name in ("slice", "narrow"):
-        _patch_slice(node, kept, name)
-    elif name in ("pad", "constant_pad_nd"):
-        _patch_pad(node, kept)
-    elif name in ("layer_norm", "rms_norm"):
-        shape = node.args[1]
-        _set(node, 1, _sizes(shape, out[-len(shape) :]))  # type: ignore[arg-type]
-    elif name == "scaled_dot_product_attention":
-        _patch_scale(node, kept)
-    elif name == "group_norm" and node.args[1] == len(out[1]):
-        _set(node, 1, int(out[1].sum()))
-    elif name.startswith("conv"):
-        _patch_groups(node, kept)
-
-
-def _patch_scale(node: Node, kept: dict[Node, Any]) -> None:
-    """The scale of attention is the dense one's, also where it is worked out from the size of a head."""
-    dims = kept[node.args[0]][-1]  # type: ignore[index]
-    if node.kwargs.get("scale") is None and not dims.all():
-        node.kwargs = {**node.kwargs, "scale": 1 / math.sqrt(len(dims))}
-
-
-def _sizes(written: Any, kept: Kept) -> list[Any]:
-    """Written sizes with those of pruned dimensions replaced; -1 and computed sizes stay."""
-    return [
-        int(k.sum()) if isinstance(size, int) and size != -1 and not k.all() else size
-        for size, k in zip(written, kept, strict=False)
-    ]
-
-
-def _computed(node: Node, sizes: list[Any], kept: Kept) -> list[Any]:
-    """Sizes that the graph computes, such as samples times heads, in the proportion that is kept."""
-    out = []
-    for size, k in zip(sizes, kept, strict=True):
-        if isinstance(size, Node) and not k.all():
-            share = math.gcd(int(k.sum()), len(k))
-            with node.graph.inserting_before(node):
-                size = node.graph.call_function(operator.mul, (size, int(k.sum()) // share))
-                size = node.graph.call_function(operator.floordiv, (size, len(k) // share))
-        out.append(size)
-    return out
-
-
-def _set(node: Node, position: int, value: Any) -> None:
-    args = list(node.args)
-    args[position] = value
-    node.args = tuple(args)
-
-
-def _dim(node: Node, rank: int, position: int) -> int:
-    value = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
-    return int(value) % rank  # type: ignore[arg-type]
-
-
-def _patch_split(node: Node, out: list[Kept]) -> None:
-    dim = _dim(node, len(out[0]), 2)
-    if all(piece[dim].all() for piece in out):
-        return
-    sizes = [int(piece[dim].sum()) for piece in out]
-    node.target = torch.ops.aten.split_with_sizes.default
-    node.args, node.kwargs = (node.args[0], sizes, dim), {}
-
-
-def _patch_slice(node: Node, kept: dict[Node, Any], name: str) -> None:
-    source = kept[node.args[0]]  # type: ignore[index]
-    dim = _dim(node, len(source), 1)
-    along = source[dim]
-    if along.all():
-        return
-    start = node.args[2] if len(node.args) > 2 else None
-    first = 0 if start is None else int(start)  # type: ignore[arg-type]
-    if name == "narrow":
-        stop = first + int(node.args[3])  # type: ignore[arg-type]
-    else:
-        stop = len(along) if len(node.args) < 4 or node.args[3] is None else int(node.args[3])  # type: ignore[arg-type]
-    first, stop, _ = slice(first, stop).indices(len(along))
-    begin, length = int(along[:first].sum()), int(along[first:stop].sum())
-    node.args = (node.args[0], dim, begin, length if name == "narrow" else begin + length)
-
-
-def _patch_pad(node: Node, kept: dict[Node, Any]) -> None:
-    source, out = kept[node.args[0]], kept[node]  # type: ignore[index]
-    amounts = list(node.args[1])  # type: ignore[arg-type]
-    for k in range(len(amounts) // 2):
-        dim = len(source) - 1 - k
-        before, after = amounts[2 * k], amounts[2 * k + 1]
-        along = kept_after_joins(node, kept, dim)
-        if out[dim].all() and along.all():
-            continue
-        amounts[2 * k] = int(along[:before].sum()) if before > 0 else before
-        amounts[2 * k + 1] = int(along[len(along) - after :].sum()) if after > 0 else after
-    _set(node, 1, amounts)
-
-
-def kept_after_joins(node: Node, kept: dict[Node, Any], dim: int) -> BoolArray:
-    """Which positions of padding or of an expansion survive: those that the tensors it is joined with keep.
-
-    Such positions are always kept by the masks; what they are joined with decides. It is followed through operators
-    that leave every position where it is.
-    """
-    along: BoolArray = kept[node][dim]
-    back = dim - len(kept[node])  # joins align from the right
-    seen, front = {node}, list(node.users)
-    while front:
-        user = front.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        if op_name(user) == "aten::scaled_dot_product_attention":  # heads of a mask are those of the queries
-            queries = kept[user.args[0]]  # type: ignore[index]
-            if -len(queries) <= back < -2 and queries[back].shape == along.shape:
-                along = along & queries[back]
-            continue
-        if not (_keeps_layout(user) or _repeats(user, back)):
-            continue
-        after = kept[user]
-        if len(after) >= -back and after[back].shape == along.shape:
-            along = along & after[back]
-            front += list(user.users)
-    return along
-
-
-def _repeats(node: Node, back: int) -> bool:
-    """Whether an operator is a product of matrices that is repeated over a dimension, counted from the right."""
-    return node.op == "call_function" and op_name(node) in PRODUCTS and back < -2
-
-
-def _keeps_layout(node: Node) -> bool:
-    if node.op == "call_module":
-        return bool(node.meta.get(_KEEPS_LAYOUT))
-    name = op_name(node)
-    return node.op == "call_function" and (name in _LAYOUT_KEPT or is_pointwise(node))
-
-
-def _patch_groups(node: Node, kept: dict[Node, Any]) -> None:
-    """Groups of a depthwise convolution go with their channels; those of any other one stay."""
-    arguments = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    position = arguments.index("groups")
-    if len(node.args) <= position:
-        return
-    if isinstance(node.args[position], Node):
-        return  # a group for each sample
-    groups = int(node.args[position])  # type: ignore[arg-type]
-    rows = kept[node.args[1]][0].reshape(groups, -1)  # type: ignore[index]
-    _set(node, position, int(rows.any(1).sum()))

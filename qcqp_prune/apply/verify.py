@@ -31,15 +31,13 @@ class Oracle:
         device = next(iter(model.parameters()), torch.zeros(0)).device
         self.call = make_inputs(graph, seed=seed, device=device)
         self.network = MaskedNetwork(model, graph, flat)
+        self._model = model
         self._module = self.network.without_blocks(exported_module(export(model, self.call)))
         try:
             self.dtype: torch.dtype | None = torch.float64
             self.outputs = self._run(self.call)
-            double_outputs(model, self.call)
         except RuntimeError:
-            # Something in this forward takes no other dtype: compare in the network's own.
-            self.dtype = None
-            self.outputs = self._run(self.call)
+            self._use_own_dtype()
         self.uneven_sums = len(self.network.uneven_sums)
         self.input_dependence = self._input_dependence(make_inputs(graph, seed=seed + 1, device=device))
 
@@ -59,9 +57,33 @@ class Oracle:
         return worst
 
     def error(self, small: nn.Module) -> tuple[float, torch.dtype]:
-        """Largest relative error of a candidate, and the dtype of the comparison."""
-        outputs = model_outputs(small, self.call) if self.dtype is None else double_outputs(small, self.call)
-        return relative_error(outputs, self.outputs)
+        """Largest relative error of a candidate, and the dtype of the comparison.
+
+        Whether the model takes double precision is tried only where the candidate does not: all of a large model's
+        weights in double precision may be more than a machine has.
+        """
+        if self.dtype is not None:
+            try:
+                return relative_error(double_outputs(small, self.call), self.outputs)
+            except VerificationError:
+                raise
+            except RuntimeError:
+                if self._takes_double():
+                    raise
+            self._use_own_dtype()
+        return relative_error(model_outputs(small, self.call), self.outputs)
+
+    def _takes_double(self) -> bool:
+        try:
+            double_outputs(self._model, self.call)
+        except RuntimeError:
+            return False
+        return True
+
+    def _use_own_dtype(self) -> None:
+        """Something in this forward takes no other dtype: compare in the network's own."""
+        self.dtype = None
+        self.outputs = self._run(self.call)
 
 
 def check_counts(

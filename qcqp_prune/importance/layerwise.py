@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -75,16 +75,19 @@ def own_rows(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
 
 
 def pairwise_form(
-    graph: ChannelGraph, scores: Mapping[str, FloatArray], unit: str = "dimensionless"
+    graph: ChannelGraph, score_of: Callable[[Layer], FloatArray | None], unit: str = "dimensionless"
 ) -> PairwiseForm:
     """The objective ``sum_l <I_l, A_l>`` of per-layer scores.
 
-    A pair of one unit with itself (depthwise) gives a linear term. Where a layer has columns, they stand for its
-    outputs: ``A_l = r_{l-1} (x) q_l``. Work on a residual stream inside of a block counts while the block is there.
+    A pair of one unit with itself (depthwise) gives a linear term, and so does a pair with a unit that always stays:
+    of a large network's weights only those between two units that may go are held. Where a layer has columns, they
+    stand for its outputs: ``A_l = r_{l-1} (x) q_l``. Work on a residual stream inside of a block counts while the block
+    is there.
 
     Args:
         graph: the channel graph.
-        scores: for each layer name ``(segments, outputs, inputs)`` as from ``pair_scores``; layers may be left out.
+        score_of: gives for a layer ``(segments, outputs, inputs)`` as from ``pair_scores``, or None to leave it out.
+            Called once for each.
         unit: unit of the scores, for reports.
 
     References:
@@ -93,21 +96,22 @@ def pairwise_form(
     unary = np.zeros(graph.unit_count)
     terms: list[PairTerm] = []
     for k, layer in enumerate(graph.layers):
-        if layer.name not in scores:
+        score, block = score_of(layer), graph.block_of_layer.get(k)
+        if score is None:
             continue
-        score, block = scores[layer.name], graph.block_of_layer.get(k)
         outs = graph.axes[layer.made_axis].reshape(layer.segments, -1)
         ins = graph.axes[layer.in_axis].reshape(layer.segments, -1)
         if graph.is_depthwise(layer):
             terms += add_units(unary, graph, block, outs[:, 0], score.sum((1, 2)))
             continue
         for rows, cols, coef in zip(outs, ins, score, strict=True):
-            if block is None or goes_with(graph, block, rows) or goes_with(graph, block, cols):
-                terms.append(PairTerm(rows, cols, coef))
-            elif _stay(graph, cols):
+            inside = block is None or goes_with(graph, block, rows) or goes_with(graph, block, cols)
+            if _stay(graph, cols):
                 terms += add_units(unary, graph, block, rows, coef.sum(1))
-            else:  # one side stays, or the branch would be no block
+            elif not inside or _stay(graph, rows):  # one side stays, or the branch would be no block
                 terms += add_units(unary, graph, block, cols, coef.sum(0))
+            else:
+                terms.append(PairTerm(rows, cols, coef))
     return PairwiseForm(unary=unary, pairs=tuple(terms), unit=unit)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
-from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.importance.layerwise import (
     add_units,
     columns_of,
@@ -59,22 +59,24 @@ class Magnitude:
             InvalidScoreError: a weight holds NaN or infinity.
         """
         weights = weight_tensors(model, graph)
-        scores: dict[str, FloatArray] = {}
-        for layer in graph.layers:
-            if layer.weight:
-                weight = weights[layer.weight].double()
-                columns = columns_of(graph, layer)
-                if self.variant == "l2":
-                    score = np.sqrt(pair_scores(layer, weight.square(), columns))
-                else:
-                    score = pair_scores(layer, weight.abs(), columns)
-                norm = (
-                    float(np.linalg.norm(pair_scores(layer, weight.abs())))
-                    if self.variant == "authors"
-                    else float(torch.linalg.vector_norm(own_rows(layer, weight)))
-                )
-                scores[layer.name] = score / norm if norm > 0 else score
-        return pairwise_form(graph, scores)
+
+        def score_of(layer: Layer) -> FloatArray | None:
+            if not layer.weight:
+                return None
+            weight = weights[layer.weight].double()
+            columns = columns_of(graph, layer)
+            if self.variant == "l2":
+                score = np.sqrt(pair_scores(layer, weight.square(), columns))
+            else:
+                score = pair_scores(layer, weight.abs(), columns)
+            norm = (
+                float(np.linalg.norm(pair_scores(layer, weight.abs())))
+                if self.variant == "authors"
+                else float(torch.linalg.vector_norm(own_rows(layer, weight)))
+            )
+            return score / norm if norm > 0 else score
+
+        return pairwise_form(graph, score_of)
 
 
 @dataclass(frozen=True)

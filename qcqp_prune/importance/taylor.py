@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
-from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.importance.layerwise import columns_of, pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -86,13 +87,16 @@ class Taylor:
                 f"the gradient of {broken[0]} is NaN or infinite: check the loss and the data"
             )
         calls = Counter((layer.weight, layer.rows) for layer in graph.layers)
+
         # The gradient of a weight that is used several times is of all its uses together: each gets its share.
-        scores = {
-            x.name: pair_scores(x, mean[x.weight], parts[x.weight]) / calls[x.weight, x.rows]
-            for x in graph.layers
-            if x.weight
-        }
-        return pairwise_form(graph, scores, unit="loss")
+        def score_of(x: Layer) -> FloatArray | None:
+            return (
+                pair_scores(x, mean[x.weight], parts[x.weight]) / calls[x.weight, x.rows]
+                if x.weight
+                else None
+            )
+
+        return pairwise_form(graph, score_of, unit="loss")
 
 
 def _pair(batch: object) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qcqp_prune.apply import verify
 from qcqp_prune.apply.masked import masked
 from qcqp_prune.apply.shrink import shrink, shrink_and_verify
 from qcqp_prune.apply.verification import Verification
@@ -298,6 +299,21 @@ def test_a_forward_that_insists_on_its_dtype() -> None:
     _, checked = shrink_and_verify(model, graph, random_masks(graph, 0, 0.5))
     assert checked.dtype == "float32"
     assert checked.max_relative_error < checked.tolerance == 1e-4
+
+
+def test_only_the_smaller_network_is_held_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[nn.Module] = []
+    double_outputs = verify.double_outputs
+
+    def noting(model: nn.Module, call: object) -> list[object]:
+        run.append(model)
+        return double_outputs(model, call)
+
+    monkeypatch.setattr(verify, "double_outputs", noting)
+    model = liven(Net())
+    graph = trace(model, X)
+    small, _ = shrink_and_verify(model, graph, random_masks(graph, seed=0))
+    assert [m is small for m in run] == [True]
 
 
 def test_masked_network_takes_inputs_of_any_dtype() -> None:

@@ -185,6 +185,16 @@ def test_magnitude_is_the_sum_over_kept_weights(
         assert form.evaluate(masks.flat(graph)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_only_pairs_of_units_that_may_both_go_are_held() -> None:
+    # x(2) -> a(4) -> b(3) -> output: of each layer one side stays. With one more layer between them it has a pair.
+    model, graph = traced(Dense)
+    assert qp.Magnitude()(model, graph).pairs == ()
+    deeper = liven(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 5), nn.Linear(5, 3)))
+    graph = qp.trace(deeper, torch.randn(2, 2))
+    (term,) = qp.Magnitude()(deeper, graph).pairs
+    assert (len(term.rows), len(term.cols)) == (5, 4)
+
+
 def batches_for(kind: Kind, count: int = 3) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     return [
