@@ -99,6 +99,11 @@ def parse_units(words: Sequence[str]) -> tuple[str, ...] | dict[str, tuple[str, 
     return {"*": tuple(every), **some} if every else some
 
 
+def parse_globs(words: Sequence[str]) -> bool | tuple[str, ...]:
+    """Names and globs as they are; True where one of them is ``*``, False for none."""
+    return "*" in words or (tuple(words) or False)
+
+
 def further_resources(latency_table: Path | None, accelerator: str | None) -> list[Resource]:
     """Resources that need more than a name: ``latency`` from a file, ``cycles`` of an engine such as ``8x8``.
 

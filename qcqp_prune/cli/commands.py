@@ -11,6 +11,7 @@ from qcqp_prune.cli.arguments import (
     further_resources,
     parse_amount,
     parse_budgets,
+    parse_globs,
     parse_importance,
     parse_kwargs,
     parse_shape,
@@ -90,6 +91,13 @@ def trace(
         list[str] | None,
         typer.Option(help="Residual branch, name or glob, that may go as a whole; '*' for all. May repeat."),
     ] = None,
+    uniform: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Glob of layers that keep equally many units; '*' ties layers whose names differ in numbers only. "
+            "May repeat."
+        ),
+    ] = None,
 ) -> None:
     """Find what can be removed from a network, score it, and write both to files that need no torch."""
     from qcqp_prune.cli.loading import build_model, example_input, make_importance
@@ -114,9 +122,10 @@ def trace(
             round_to=parse_amount("--round-to", round_to or []),
             min_keep=parse_amount("--min-keep", min_keep or []),
             units=parse_units(units or []),
-            columns=(True if "*" in columns else columns) if columns else False,
+            columns=parse_globs(columns or []),
             sharing=sharing,
-            blocks=(True if "*" in blocks else blocks) if blocks else False,
+            blocks=parse_globs(blocks or []),
+            uniform=parse_globs(uniform or []),
             progress=bar.show,
         )
     objective = make_importance(*scored)(network, graph)

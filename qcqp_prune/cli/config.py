@@ -55,6 +55,7 @@ class TraceSection:
     columns: bool | tuple[str, ...] = False
     sharing: Literal["strict", "free"] = "strict"
     blocks: bool | tuple[str, ...] = False
+    uniform: bool | tuple[str, ...] = False
 
 
 @dataclass(frozen=True)

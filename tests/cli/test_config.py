@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from qcqp_prune.cli.config import read_config
+from qcqp_prune.cli.config import TraceSection, read_config
 from qcqp_prune.errors import ConfigError, InvalidBudgetError, InvalidOptionError
+from qcqp_prune.graph.trace import trace
 from qcqp_prune.train import Control, PSPConfig, SPRConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -26,6 +29,8 @@ memory = 0.5
 round_to = { "a*" = 4 }
 min_keep = 0.25
 columns = ["a*"]
+blocks = true
+uniform = ["blocks.*"]
 units = { "*" = ["heads"], "a*" = ["widths"] }
 [data]
 name = "digits"
@@ -53,6 +58,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert config.trace.round_to == {"a*": 4}
     assert config.trace.min_keep == 0.25
     assert config.trace.columns == ("a*",)
+    assert config.trace.blocks is True
+    assert config.trace.uniform == ("blocks.*",)
     assert config.trace.units == {"*": ["heads"], "a*": ["widths"]}
     assert config.solver.time_limit == 7.0
     assert config.solver.name == "auto"
@@ -153,3 +160,8 @@ def test_the_examples_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("QCQP_PRUNE_PRETRAINED", "/weights")
     monkeypatch.setenv("QCQP_PRUNE_DATA", "/data")
     assert read_config(EXAMPLES / name).budgets["macs"] == "50%"
+
+
+def test_the_names_under_trace_are_those_of_the_library() -> None:
+    keywords = set(inspect.signature(trace).parameters) - {"model", "example_inputs", "progress", "handlers"}
+    assert {f.name for f in fields(TraceSection)} == keywords
