@@ -14,20 +14,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from qcqp_prune.apply.hf_heads import Field, head_size, turns_alike, with_one_set_of_frequencies
 from qcqp_prune.apply.verify import TOLERANCE, double_outputs, relative_error
 from qcqp_prune.errors import PlanError, VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.inputs import make_inputs
 
 logger = logging.getLogger(__name__)
-
-Field = tuple[str | int, ...]
-"""Where a number stands in a configuration: names of attributes, and places in lists."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -68,8 +67,11 @@ def follow(small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> str:
     """
     if not is_pretrained(small) or bool(flat.all()):
         return ""
+    with_one_set_of_frequencies(small)
     changes, like = _fitting(small, _new_sizes(graph, flat))
-    if like is not None and not isinstance(like, str) and _computes_the_same(small, like, graph):
+    if isinstance(like, nn.Module) and not turns_alike(small, like):
+        like = "positions turn the dimensions that are left by other frequencies"
+    if isinstance(like, nn.Module) and _computes_the_same(small, like, graph):
         for field, value in changes.items():
             _set(small.config, field, value)
         _take_numbers(small, like)
@@ -102,13 +104,13 @@ def _new_sizes(graph: ChannelGraph, flat: BoolArray) -> dict[int, set[int]]:
 
 def _fitting(
     small: nn.Module, sizes: Mapping[int, set[int]]
-) -> tuple[dict[Field, int], nn.Module | str | None]:
+) -> tuple[dict[Field, Any], nn.Module | str | None]:
     """The changes with which a model is built in the smaller shapes, and that model; or what differs at best."""
     want = _shapes(small)
     options = [
         (field, new) for field, old in _numbers(small.config) for new in sorted(sizes.get(old, ())) if old > 0
     ]
-    changes = _head_size(small)
+    changes = head_size(small, partial(_built, small))
     like = _built(small, changes)
     wrong = _differing(want, like)
     for _ in range(_ROUNDS):
@@ -129,7 +131,7 @@ def _fitting(
     return {}, f"{name} is {now} now, and {said} as a configuration has it"
 
 
-def _built(small: nn.Module, changes: Mapping[Field, int]) -> nn.Module | None:
+def _built(small: nn.Module, changes: Mapping[Field, Any]) -> nn.Module | None:
     """The class of a model built on no memory from its configuration with some numbers changed."""
     config: Any = copy.deepcopy(small.config)
     try:
@@ -191,14 +193,6 @@ def _take_numbers(small: nn.Module, like: nn.Module) -> None:
                 setattr(module, name, new[name])
 
 
-def _head_size(small: nn.Module) -> dict[Field, int]:
-    """The size of a head, for a configuration that would otherwise divide a width by the number of heads."""
-    found = {size for m in small.modules() if type(size := getattr(m, "head_dim", None)) is int}
-    if len(found) != 1 or type(getattr(small.config, "head_dim", None)) is int:
-        return {}
-    return {("head_dim",): found.pop()}
-
-
 def _numbers(config: Any, path: Field = ()) -> Iterator[tuple[Field, int]]:
     """Every whole number in a configuration, in those inside of it and in lists, and where it stands."""
     for name, value in vars(config).items():
@@ -215,7 +209,7 @@ def _entries(value: Any) -> list[tuple[Field, int]]:
     return [((k,), entry) for k, entry in enumerate(listed) if type(entry) is int]
 
 
-def _set(config: Any, field: Field, value: int) -> None:
+def _set(config: Any, field: Field, value: Any) -> None:
     if isinstance(field[-1], int):
         *parents, name, place = field
         owner = _owner(config, parents)
@@ -231,5 +225,6 @@ def _owner(config: Any, path: Any) -> Any:
     return config
 
 
-def _listed(changes: Mapping[Field, int]) -> str:
-    return ", ".join(f"{'.'.join(str(part) for part in field)}={value}" for field, value in changes.items())
+def _listed(changes: Mapping[Field, Any]) -> str:
+    names = {".".join(str(part) for part in field): value for field, value in changes.items()}
+    return ", ".join(name if isinstance(value, dict) else f"{name}={value}" for name, value in names.items())

@@ -202,6 +202,44 @@ def test_a_uniform_llama_goes_through_its_own_files(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_smaller_heads_go_through_a_models_own_files(name: str, tmp_path: Path) -> None:
+    """With the frequencies of the pairs that are left, which are not those of a dense model with smaller heads."""
+    model, inputs = load(name)
+    dense = model.config.head_dim
+    graph = qp.trace(model, inputs, units="head_dim")
+    masks = solved(graph, model, "92%")
+    small, checked = qp.shrink_and_verify(model, graph, masks)
+    (size,) = {layer.self_attn.head_dim for layer in small.model.layers}
+    assert small.config.head_dim == size < dense == model.config.head_dim
+    assert checked.config == f"the configuration says the new widths: head_dim={size}, rope_parameters"
+    assert model.config.rope_parameters["rope_type"] == "default"
+    again = came_back(small, tmp_path)
+    with torch.no_grad():
+        expected = small(**inputs).logits
+        assert not torch.allclose(expected, model(**inputs).logits, atol=1e-3)
+        assert torch.allclose(again(**inputs).logits, expected, atol=1e-6 * float(expected.abs().max()))
+        assert torch.equal(
+            again.generate(**inputs, max_new_tokens=3), small.generate(**inputs, max_new_tokens=3)
+        )
+
+
+def test_rotations_that_a_configuration_cannot_say(tmp_path: Path) -> None:
+    """Frequencies that are scaled already have no second factor: a model of smaller heads would turn by others."""
+    model, inputs = load("llama")
+    torch.manual_seed(0)
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    model = type(model)(config).eval()
+    graph = qp.trace(model, inputs, units="head_dim")
+    small, checked = qp.shrink_and_verify(model, graph, solved(graph, model, "92%"))
+    assert "a LlamaConfig cannot say" in checked.config
+    assert "by other frequencies" in checked.config
+    assert small.config.head_dim == model.config.head_dim
+    with pytest.raises(qp.PlanError, match="by other frequencies"):
+        small.save_pretrained(tmp_path / "hf")
+
+
 def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package()
     monkeypatch.chdir(tmp_path)
