@@ -1,10 +1,12 @@
-"""Mask-aware look-ups by number, for the oracle."""
+"""Mask-aware look-ups and sums by number, for the oracle."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qcqp_prune.apply.masked_ops import Rule, Value, _both, _hold, _run, _values
+from torch import Tensor
+
+from qcqp_prune.apply.masked_ops import Rule, Value, _argument, _both, _hold, _run, _values
 from qcqp_prune.errors import UnsupportedOpError
 
 
@@ -36,9 +38,28 @@ def embedding(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Val
     return Value(out) if table.mask is None else Value(out, table.mask[args[1].value])
 
 
+def added(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """Sums at numbered positions: all of these are kept, and of the rest what both tensors keep."""
+    dim, index = (_argument(target, args, kwargs, name, None) for name in ("dim", "index"))
+    operands: list[Value] = [args[0], _argument(target, args, kwargs, "source", None)]
+    out = _run(target, args, kwargs)
+    across: Tensor | None = None
+    for mask in (value.mask for value in operands):
+        if mask is None:
+            continue
+        along = mask.amax(dim, keepdim=True)
+        if index.mask is not None or not bool((mask == along).all()):
+            raise UnsupportedOpError(
+                "a sum by number of which some positions are pruned: pass the layer in ignored_layers"
+            )
+        across = _both(across, along)
+    return _hold(out, None if across is None else across.expand(out.shape))
+
+
 LOOKUPS: dict[str, Rule] = {
     "aten::index": indexed,
     "aten::index_select": indexed,
     "aten::gather": gathered,
     "aten::embedding": embedding,
+    "aten::index_add": added,
 }

@@ -417,10 +417,10 @@ _MOVES = [
     "roll",
     "contiguous",
     "clone",
-    "detach",
     "alias",
 ]
 _SAME = [
+    "detach",  # in place on a tensor that is written into a forward: masks may be views
     "dropout",
     "feature_dropout",
     "alpha_dropout",

@@ -16,7 +16,7 @@ from qcqp_prune.graph.walk import is_pointwise, op_name
 Kept = list[BoolArray]
 """For each dimension of a tensor which positions are kept, each ``(size,) bool``."""
 
-_LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS} - {"aten::glu"}
+_LAYOUT_KEPT = {*joins.HANDLERS, *norms.HANDLERS, *pooling.HANDLERS, "aten::index_add"} - {"aten::glu"}
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,12 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "look-ups in the plane": lambda m, y: (
         y.index_select(2, torch.arange(5, -1, -1)) + y.gather(3, (y > 0).long())
     ),
+    "sums by number in the plane": lambda m, y: y.index_add(
+        2, torch.tensor([4, 0, 4]), y[:, :, :3].sin(), alpha=2
+    ).index_add_(-1, torch.tensor([1, 5]), y[..., 2:4].exp()),
+    "sums by number onto zeros": lambda m, y: y.new_zeros(len(y), 8, 3, 6).index_add(
+        2, torch.tensor([0, 1, 1, 0, 1, 0]), y
+    ),
     "dropout": lambda m, y: F.dropout2d(F.dropout(y, 0.5, m.training), 0.5, m.training),
 }
 
@@ -147,6 +153,10 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "topk": (lambda m, y: y * y.topk(2, 1)[0].sum(1, keepdim=True), "its order along channels matters"),
     "index": (lambda m, y: y[:, [7, 6, 5, 4, 3, 2, 1, 0]], "indexed by position"),
     "stepped slice": (lambda m, y: torch.cat([y[:, ::2], y[:, 1::2]], 1), "sliced with a step"),
+    "sums by number of channels": (
+        lambda m, y: y.index_add(1, torch.tensor([3, 3, 0, 1, 2, 6, 7, 7]), y.tanh()),
+        "indexed by position",
+    ),
     "one channel": (lambda m, y: y * y[:, 0][:, None], "indexed by position"),
     "fft": (lambda m, y: torch.fft.fft2(y).abs(), "_fft_c2c"),
     "constants in a row": (

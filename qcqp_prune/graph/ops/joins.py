@@ -93,6 +93,8 @@ def _joins(user: Node, constant: Node) -> bool:
     name = op_name(user)
     if name == "aten::scaled_dot_product_attention":
         return argument(user, "attn_mask") is constant
+    if name == "aten::index_add":
+        return argument(user, "self") is constant and argument(user, "source") not in (None, constant)
     if name in ("aten::glu", "aten::copy") or not (is_pointwise(user) or name in HANDLERS):
         return False
     alone = all(n is constant or op_name(n) in CONSTANTS for n in user.all_input_nodes)

@@ -1,10 +1,11 @@
-"""Look-ups by number: embeddings, gather and index_select. What is numbered stays whole, all else passes."""
+"""Look-ups and sums by number: embeddings, gather, index_select, index_add. What is numbered stays, all else passes."""
 
 from __future__ import annotations
 
 from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes
+from qcqp_prune.graph.ops.joins import joined
 from qcqp_prune.graph.walk import Handler, Walk
 
 NUMBERED = "indexed by position"
@@ -48,8 +49,21 @@ def gather(walk: Walk, node: Node) -> Axes:
     return out
 
 
+def index_add(walk: Walk, node: Node) -> Axes:
+    """``out[index[i]] += alpha * source[i]`` along one dimension; along all others both have the same positions."""
+    target, source = walk.axes(walk.arg(node, "self")), walk.axes(walk.arg(node, "source"))
+    dim = int(walk.arg(node, "dim")) % max(len(target), 1)
+    for labels in (*target[dim : dim + 1], *source[dim : dim + 1], *walk.axes(walk.arg(node, "index"))):
+        walk.table.freeze(labels, NUMBERED)
+    return [
+        own if d == dim else joined(walk, [own, added])
+        for d, (own, added) in enumerate(zip(target, source, strict=True))
+    ]
+
+
 HANDLERS: dict[str, Handler] = {
     "aten::embedding": embedding,
     "aten::index_select": index_select,
     "aten::gather": gather,
+    "aten::index_add": index_add,
 }
