@@ -22,9 +22,9 @@ from qcqp_prune.report.budgets import feasible_ranges
 ASKED = 0.5
 """Share of the multiply-adds that may remain."""
 
-LEAST = 0.25
-"""Share of each layer that stays where the budget can be met so: random weights are all alike, so that the best choice
-may cut a stage to one channel, which a ReLU then silences, and equal outputs would prove nothing."""
+FLOORS = (0.25, 0.2, 0.15, 0.1, 0.05)
+"""Share of each layer that stays, the largest with which the budget can be met: random weights are all alike, so that
+the best choice may cut a stage to one channel, which a ReLU then silences, and equal outputs would prove nothing."""
 
 WORK = 2
 """Sweeps of the search: enough to meet the budget; how good the choice is does not matter here."""
@@ -86,7 +86,7 @@ def _measure(
         "groups": sum(not g.stays for g in graph.groups),
         "left_alone": left_alone(graph),
     }
-    graph, budget, about = _asked(graph)
+    graph, budget, about = asked(graph)
     row |= about
     with clock("solve"):
         problem = qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), {"macs": budget})
@@ -115,7 +115,7 @@ def _measure(
         row["status"] = "verified"
 
 
-def _asked(graph: qp.ChannelGraph) -> tuple[qp.ChannelGraph, int, dict[str, Any]]:
+def asked(graph: qp.ChannelGraph) -> tuple[qp.ChannelGraph, int, dict[str, Any]]:
     """Half of the multiply-adds, with floors where they leave that; else the least that can be reached."""
     macs = _macs_range(graph)
     half = math.floor(ASKED * macs.largest)
@@ -123,13 +123,12 @@ def _asked(graph: qp.ChannelGraph) -> tuple[qp.ChannelGraph, int, dict[str, Any]
     if macs.smallest > half:
         share = f"{math.ceil(1000 * macs.smallest / macs.largest) / 10:g} %"
         return graph, macs.smallest, about | {"asked": f"{share}, the least that can be reached"}
-    floored = replace(
-        graph,
-        groups=tuple(replace(g, min_keep=max(g.min_keep, math.ceil(LEAST * g.width))) for g in graph.groups),
-    )
-    if _macs_range(floored).smallest > half:
-        return graph, half, about
-    return floored, half, about | {"min_keep": LEAST}
+    for floor in FLOORS:
+        groups = (replace(g, min_keep=max(g.min_keep, math.ceil(floor * g.width))) for g in graph.groups)
+        floored = replace(graph, groups=tuple(groups))
+        if _macs_range(floored).smallest <= half:
+            return floored, half, about | {"min_keep": floor}
+    return graph, half, about
 
 
 def _macs_range(graph: qp.ChannelGraph) -> Any:
