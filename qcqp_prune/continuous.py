@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 from torch import nn
 
-from qcqp_prune.analyse import RelaxedMasks, marginal_prices
+from qcqp_prune.analyse import RelaxedMasks
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource
+from qcqp_prune.program.relaxed import marginal_prices, worth_of
 from qcqp_prune.report import Regularised
 from qcqp_prune.train import (
     PSP,
@@ -29,6 +30,9 @@ from qcqp_prune.train.batches import Loader
 from qcqp_prune.train.entities import by_unit
 from qcqp_prune.train.spr import Bounds
 
+_UNFINISHED = 0.05
+"""By how much of its limit the relaxed use may exceed a budget without a note."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -37,7 +41,8 @@ class Training:
     Attributes:
         loader: yields ``(inputs, targets)``.
         epochs: passes over it.
-        method: ``SPRConfig(...)``, or ``PSPConfig("channel", ...)``.
+        method: ``SPRConfig(...)``, or ``PSPConfig("channel", spread=None)``; the published start of PSP, which is its
+            default, silences most structures of a network that is trained already.
         control: how prices follow the budgets, in place of the strength of the method; None trains as published, with
             the method's strength.
         bounds: for SPR, ``M`` of each layer, as for ``SPR``.
@@ -51,7 +56,7 @@ class Training:
 
     loader: Loader
     epochs: int
-    method: SPRConfig | PSPConfig = field(default_factory=SPRConfig)
+    method: SPRConfig | PSPConfig = field(default_factory=lambda: SPRConfig(structure="units"))
     control: Control | None = field(default_factory=Control)
     bounds: Bounds = "running"
     layers: Sequence[str] | None = None
@@ -118,8 +123,7 @@ def train_regularised(
     if isinstance(training.method, PSPConfig):
         method = PSP(model, training.method, layers=training.layers, graph=graph)
     else:
-        layers = None if training.layers is None else list(training.layers)
-        method = SPR(model, graph, training.method, bounds=training.bounds, layers=layers)
+        method = SPR(model, graph, training.method, bounds=training.bounds, layers=training.layers)
     control = None
     if training.control is not None and budgets is not None:
         steps = asdict(training.control)
@@ -132,7 +136,9 @@ def train_regularised(
         checkpoint=training.checkpoint,
         regularizer=method if control is None else control,
     )
-    relaxed = RelaxedMasks.of(graph, by_unit(graph, method.unit_of, method.indicators()), by=training.name)
+    own = by_unit(graph, method.unit_of, method.indicators())
+    values = own if control is None else control.presence()
+    relaxed = RelaxedMasks.of(graph, values, by=training.name)
     kept = method.kept_units()
     if isinstance(method, PSP):
         method.fold()
@@ -144,9 +150,17 @@ def train_regularised(
 class Indicators:
     """An importance: what units are worth after a training under a regulariser.
 
-    Each unit is worth its relaxed mask times its marginal cost, as in ``rounded``. By the rule, units that count as
-    zero are worth less than nothing; without budgets the best selection is then the one that differs from the rule in
-    the fewest units, which is the rule itself unless floors, multiples, ties or links forbid it.
+    <<<<<<< HEAD
+    A selection is worth the relaxed use that it retains, as in ``rounded``. By the rule, each unit is worth its relaxed
+    mask times its marginal cost, and units that count as zero are worth less than nothing; without budgets the best
+    selection is then the rule itself, unless floors, multiples, ties or links forbid it, and else differs from it in
+    units of little marginal cost.
+    =======
+    A selection is worth what layers retain of the relaxed masks, as in ``rounded``. By the rule, each unit is worth its
+    relaxed mask times its marginal cost, and units that count as zero are worth less than nothing; without budgets the
+    best selection is then the one that differs from the rule in the fewest units, which is the rule itself unless
+    floors, multiples, ties or links forbid it.
+    >>>>>>> exp5
 
     Attributes:
         problem: whose budgets the selection is to meet.
@@ -166,11 +180,11 @@ class Indicators:
     def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
         """The worth of the units of the graph that was trained."""
         values = self.trained.relaxed.values
-        prices = marginal_prices(self.problem, self.trained.relaxed)
-        if self.by_rule:
-            gain = values if self.problem.budgeted else 1.0 + values
-            values = np.where(self.trained.kept, gain, values - 1.0)
-        return PairwiseForm(values * prices)
+        if not self.by_rule:
+            return worth_of(self.problem, values)
+        gain = values if self.problem.budgeted else 1.0 + values
+        signed = np.where(self.trained.kept, gain, values - 1.0)
+        return PairwiseForm(signed * marginal_prices(self.problem, values))
 
 
 def unscored(graph: ChannelGraph, budgets: Budgets | None, resources: Sequence[Resource]) -> PruningProblem:
@@ -180,3 +194,14 @@ def unscored(graph: ChannelGraph, budgets: Budgets | None, resources: Sequence[R
         return PruningProblem.build(graph, worthless, budgets, resources=resources)
     problem = PruningProblem.build(graph, worthless, "100%", resources=resources)
     return replace(problem, rows=tuple(replace(row, limit=None) for row in problem.rows))
+
+
+def unfinished(trained: Trained | None) -> tuple[str, ...]:
+    """A note where units had not vanished by the end of a training that follows budgets."""
+    trace = () if trained is None else trained.record.trace
+    if not trace or trace[-1].violation <= _UNFINISHED:
+        return ()
+    return (
+        f"training: at its end the network still exceeded its budgets by {trace[-1].violation:.0%}, so the cut removed "
+        "units that were alive: train longer, let the learning rate fall, or raise rate",
+    )

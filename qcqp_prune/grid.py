@@ -17,6 +17,7 @@ from qcqp_prune.errors import InvalidOptionError, PlanError
 from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.pipeline import Recovery, prune
 from qcqp_prune.report import Accuracy, PruneReport
+from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.storage import StrPath, digest_of, read_json, require_file_place, sha256, write_json
 from qcqp_prune.train import FinetuneConfig, SPRConfig
 from qcqp_prune.train.batches import length_of
@@ -146,7 +147,12 @@ def _identity(
         "recovery": [recovery.recalibrate, recovery.batches, recovery.epochs, _recipe(recovery.config)],
         "options": options,
     }
-    return dict(json.loads(json.dumps(plain, default=lambda value: type(value).__name__)))
+    return dict(json.loads(json.dumps(plain, default=_named)))
+
+
+def _named(value: object) -> Any:
+    """Wishes of the solver one by one; of other objects, which JSON cannot hold, what they are."""
+    return vars(value) if isinstance(value, SolveOptions) else type(value).__name__
 
 
 def _recipe(config: FinetuneConfig) -> dict[str, Any]:

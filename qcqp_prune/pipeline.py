@@ -15,7 +15,7 @@ from torch import nn
 from qcqp_prune.apply.shrink import Realisation, shrink_and_verify
 from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
-from qcqp_prune.continuous import Indicators, Training, train_regularised, unscored
+from qcqp_prune.continuous import Indicators, Training, train_regularised, unfinished, unscored
 from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.columns import Columns
@@ -175,6 +175,14 @@ def prune(
         )
     if budgets is None and (training is None or training.control is not None):
         raise InvalidBudgetError('no budget given: ask for something such as budgets={"macs": "50%"}')
+    if (
+        training is not None
+        and training.checkpoint is not None
+        and training.checkpoint == recovery.checkpoint
+    ):
+        raise InvalidOptionError(
+            f"{training.checkpoint} is the checkpoint of two trainings, before the cut and after it: give two files"
+        )
     if training is not None and isinstance(solver, str) and solver != "auto":
         get_backend(solver)  # one that is not there is said before anything is trained
     with clock("trace"):
@@ -231,7 +239,7 @@ def prune(
         accuracy=replace(accuracy, regularised=_share(regularised)),
         training=history,
         seconds=clock.seconds,
-        notes=tuple(f"{note.where}: {note.text}" for note in graph.notes),
+        notes=(*(f"{note.where}: {note.text}" for note in graph.notes), *unfinished(trained)),
         regularised=None if trained is None else trained.record,
         graph=graph,
     )

@@ -61,7 +61,7 @@ def test_a_budget_is_followed_met_to_the_last_unit_and_reported() -> None:
         model,
         IMAGE,
         budgets={"params": "30%"},
-        training=qp.Training(data, 12, qp.SPRConfig(alpha=0.3), qp.Control(rate=0.2, every=4), config=CPU),
+        training=qp.Training(data, 12, control=qp.Control(every=4), config=replace(CPU, schedule="cosine")),
         recovery=qp.Recovery(validation=test, train=data, epochs=4, config=CPU),
         solver="highs",
         watch=Listener(),
@@ -78,11 +78,12 @@ def test_a_budget_is_followed_met_to_the_last_unit_and_reported() -> None:
     assert trained.trace[0].violation > 0.5
     assert trained.trace[-1].violation < 0.02
     assert max(p.multipliers["params"] for p in trained.trace) > 0
-    assert report.importance == "Indicators(SPR(exact, filters))"
-    order = ["trace", "score", "evaluate", "dense: 355", "train", "SPR(exact, filters)", "evaluate"]
+    assert report.importance == "Indicators(SPR(exact, units))"
+    order = ["trace", "score", "evaluate", "dense: 355", "train", "SPR(exact, units)", "evaluate"]
     order += ["regularised: 355", "score", "solve", "shrink"]
     assert seen[: len(order)] == order
     assert report.accuracy.regularised > 0.9
+    assert report.accuracy.pruned >= report.accuracy.regularised - 0.01  # what goes had vanished
     assert report.accuracy.finetuned > 0.9
     assert PruneReport.from_json(json.loads(json.dumps(report.to_json()))) == report
     old = {k: v for k, v in report.to_json().items() if k != "regularised"}
@@ -248,6 +249,12 @@ def test_what_can_be_refused_is_refused_before_training(options: Any, error: Any
         qp.prune(net(), IMAGE, training=qp.Training(Unread(), 3), **options)
 
 
+def test_one_glob_is_a_list_of_one() -> None:
+    training = qp.Training(loader(64), 1, qp.SPRConfig(strength=0.0), None, layers="block1.*", config=STILL)
+    _, report = qp.prune(net(), IMAGE, training=training, solver="highs")
+    assert all(line.used == line.dense for line in report.budgets)
+
+
 def test_bad_trainings() -> None:
     with pytest.raises(qp.InvalidOptionError, match="epochs is 0"):
         qp.Training(Unread(), 0)
@@ -261,3 +268,68 @@ def test_bad_trainings() -> None:
         qp.Control(rate=0)
     with pytest.raises(qp.UnknownLayerError, match="nowhere"):
         qp.prune(net(), IMAGE, budgets="50%", training=qp.Training(Unread(), 1, layers=["nowhere"]))
+
+
+@pytest.mark.parametrize(
+    ("share", "options"),
+    [
+        ("50%", {}),
+        ("50%", {"sharing": "free"}),
+        ("50%", {"columns": True}),
+        ("60%", {"round_to": 2}),
+        ("60%", {"units": ("widths", "stream")}),
+    ],
+    ids=["plain", "free", "columns", "round_to", "stream"],
+)
+def test_what_is_cut_had_vanished(share: str, options: dict[str, Any]) -> None:
+    """Of every kind of unit, the network computes the same before and after the cut."""
+    model = net()
+    data, test = digits().train.loader(64, shuffle=True, seed=1), digits().test.loader(500)
+    qp.finetune(model, data, epochs=4, config=CPU)
+    training = qp.Training(
+        data, 12, control=qp.Control(every=4), config=replace(CPU, schedule="cosine", warmup=0.5)
+    )
+    _, report = qp.prune(
+        model,
+        IMAGE,
+        budgets={"macs": share},
+        training=training,
+        recovery=qp.Recovery(validation=test),
+        solver="block_coordinate",
+        **options,
+    )
+    assert report.regularised.trace[-1].violation < 0.05
+    assert not any("still exceeded" in note for note in report.notes)
+    assert report.accuracy.pruned >= report.accuracy.regularised - 0.015
+
+
+def test_a_budget_for_units_that_nothing_presses_is_refused() -> None:
+    """Frozen, or left out: what cannot vanish would be cut alive."""
+    data = loader()
+    for prepare, options in (
+        (lambda m: m.block2.requires_grad_(False), {}),
+        (lambda m: m, {"layers": ["stem"]}),
+    ):
+        model = net()
+        prepare(model)
+        with pytest.raises(qp.InvalidOptionError, match="does not act"):
+            qp.prune(
+                model, IMAGE, budgets={"params": "20%"}, training=qp.Training(data, 1, config=CPU, **options)
+            )
+
+
+def test_an_unfinished_training_says_so(tmp_path: Path) -> None:
+    _, report = qp.prune(
+        net(), IMAGE, budgets={"macs": "50%"}, training=qp.Training(loader(), 1, config=STILL)
+    )
+    assert any("still exceeded its budgets" in note for note in report.notes)
+    both = tmp_path / "checkpoint"
+    with pytest.raises(qp.InvalidOptionError, match="two files"):
+        qp.prune(
+            net(),
+            IMAGE,
+            budgets={"macs": "50%"},
+            training=qp.Training(loader(), 1, config=STILL, checkpoint=both),
+            recovery=qp.Recovery(train=loader(), epochs=1, checkpoint=both),
+        )
+    assert not both.exists()

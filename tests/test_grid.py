@@ -105,11 +105,16 @@ def test_the_results_of_another_sweep_are_left_alone(tmp_path: Path) -> None:
     for changes, what in (
         ({"model": net(1)}, "weights"),
         ({"min_keep": 2}, "options"),
+        ({"options": qp.SolveOptions(gap_limit=0.1)}, "options"),
         ({"training": qp.Training(Data(), 5, qp.SPRConfig(structure="units"), config=CONFIG)}, "epochs"),
     ):
         with pytest.raises(qp.PlanError, match=f"differs in {what}:"):
             rows_of(Data(), path, **changes)
     assert path.read_bytes() == before
+    kept = tmp_path / "options.json"
+    list(rows_of(Data(), kept, strengths=(0.0,), alphas=(0.1,), options=qp.SolveOptions(gap_limit=0.1)))
+    with pytest.raises(qp.PlanError, match="differs in options:"):
+        rows_of(Data(), kept, options=qp.SolveOptions(gap_limit=0.2))
     path.write_text("{}")
     with pytest.raises(qp.PlanError, match="something else"):
         rows_of(Data(), path)

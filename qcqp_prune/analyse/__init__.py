@@ -1,7 +1,7 @@
 """Relaxed masks beside exact ones, on one instance."""
 
 from qcqp_prune.analyse.compare import Comparison, GroupDifference, Origin, compare
-from qcqp_prune.analyse.relax import RelaxedMasks, marginal_prices, relax, rounded, thresholded
+from qcqp_prune.analyse.relax import RelaxedMasks, relax, rounded, thresholded
 
 __all__ = [
     "Comparison",
@@ -9,7 +9,6 @@ __all__ = [
     "Origin",
     "RelaxedMasks",
     "compare",
-    "marginal_prices",
     "relax",
     "rounded",
     "thresholded",

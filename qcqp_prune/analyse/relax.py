@@ -14,10 +14,9 @@ from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, SolverIncap
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import FloatArray
-from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import PruningProblem, allowed_counts
 from qcqp_prune.program.program import Program
-from qcqp_prune.program.relaxed import relaxed_use
+from qcqp_prune.program.relaxed import worth_of
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.run import solve
@@ -160,29 +159,17 @@ def _meets(problem: PruningProblem, mask: BoolArray) -> bool:
 def rounded(problem: PruningProblem, relaxed: RelaxedMasks, **options: Any) -> Masks:
     """Round relaxed masks by an exact solver: the selection that meets the budgets and keeps the most of them.
 
-    Each unit is worth its value times what it costs at the relaxed counts (marginal costs as shares of the limits,
-    added up over the budgets). With one budget and no coupling this keeps the largest values until the budget is used
-    up, so a threshold is the special case, and floors, ties, products and several budgets are met exactly.
+    What counts is how much of the relaxed masks each layer retains (``worth_of``). In each group the largest values are
+    kept, as by a threshold; how many is the solver's choice, and floors, ties, products and several budgets are met
+    exactly.
 
     Args:
         problem: whose budgets to meet.
         relaxed: the values.
         options: of ``qp.solve``, such as ``solver`` and ``time_limit``.
     """
-    worth = PairwiseForm(relaxed.values * marginal_prices(problem, relaxed))
-    return solve(replace(problem, objective=worth), **options).masks
-
-
-def marginal_prices(problem: PruningProblem, relaxed: RelaxedMasks) -> FloatArray:
-    """What each unit costs at the relaxed counts, ``(units,)``: shares of the limits, added up over the budgets."""
-    graph = _same(problem.graph, relaxed)
-    counts = np.bincount(graph.group_of_unit, weights=relaxed.values, minlength=len(graph.groups))
-    price = np.zeros(len(graph.groups))
-    for row in problem.budgeted:
-        price += relaxed_use(row.form, counts)[1] / max(row.limit or row.dense, 1)
-    # What is free of charge is kept for its value alone.
-    of_group: FloatArray = np.maximum(price, price[price > 0].min(initial=1.0) * 1e-3)
-    return of_group[graph.group_of_unit]
+    _same(problem.graph, relaxed)
+    return solve(problem.with_objective(worth_of(problem, relaxed.values)), **options).masks
 
 
 def _same(graph: ChannelGraph, relaxed: RelaxedMasks) -> ChannelGraph:

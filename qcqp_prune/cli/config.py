@@ -300,7 +300,8 @@ def _regularised(table: object) -> RegularisedSection:
             raise ConfigError('[training] has no method: add method = "spr" or method = "psp"')
         return mine
     # Networks that are trained already start with all structures there.
-    base = SPRConfig() if mine.method == "spr" else PSPConfig("channel", spread=None)
+    spr = SPRConfig(structure="units" if mine.control else "filters")
+    base = spr if mine.method == "spr" else PSPConfig("channel", spread=None)
     strength = "strength" if mine.method == "spr" else "l1"
     parts: dict[str, tuple[Any, set[str]]] = {
         "recipe": (FinetuneConfig(), set(FinetuneConfig.__dataclass_fields__)),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -94,7 +93,7 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
     """Try the pairs of a configuration one after another; each row goes into a file when it is done.
 
     Raises:
-        ConfigError: the configuration has no pairs, or no training by the published rule.
+        ConfigError: the configuration has no pairs, no training by the published rule, or scores of its own.
         QcqpPruneError: whatever stands in its way.
     """
     wishes = config.sweep
@@ -102,6 +101,8 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
         raise ConfigError(
             'a sweep needs [sweep] with strengths and alphas, and [training] with method = "spr" and control = false'
         )
+    if config.importance is not None:
+        raise ConfigError("a sweep goes by the rule of SPR: leave [importance] out")
     require_file_place(results)
     train, validation = _data(config)
     training = _training(config, train)
@@ -118,9 +119,8 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
         resources=config.resources.made(config.folder),
         solver=config.solver.name,
         realisation=config.shrink.realisation,
-        time_limit=config.solver.time_limit,
-        seed=config.solver.seed,
-        **_limits(config),
+        options=_options(config),
+        **vars(config.trace),
     )
 
 
@@ -129,11 +129,6 @@ def _data(config: RunConfig) -> tuple[Loader | None, Loader | None]:
     root = None if config.data.root is None else str(config.path(config.data.root))
     split = read_data(config.data.name, root)
     return loaders(split, config.data.batch_size, augment=config.data.augment, seed=config.data.seed)
-
-
-def _limits(config: RunConfig) -> dict[str, Any]:
-    """The table [trace] as arguments of ``trace``."""
-    return {f.name: getattr(config.trace, f.name) for f in fields(config.trace)}
 
 
 def _dense(config: RunConfig, train: Loader | None) -> nn.Module:

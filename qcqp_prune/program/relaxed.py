@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qcqp_prune.program.coefficients import FloatArray, IntArray
-from qcqp_prune.program.forms import CountForm, UseForm
+from qcqp_prune.program.forms import CountForm, PairwiseForm, UseForm
+from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.tables import CountTable
+
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,48 @@ def relaxed_use(form: UseForm, counts: npt.ArrayLike) -> tuple[float, FloatArray
     """
     n = np.asarray(counts, np.float64)
     return max((_relaxed(part, n) for part in form.parts), key=lambda found: found[0])
+
+
+def marginal_prices(problem: PruningProblem, values: FloatArray) -> FloatArray:
+    """What each unit costs at relaxed masks, ``(units,)``: shares of the limits, added up over the budgets."""
+    of_unit = problem.graph.group_of_unit
+    counts = np.bincount(of_unit, weights=values, minlength=len(problem.graph.groups))
+    price = np.zeros(len(counts))
+    for row in problem.budgeted:
+        price += relaxed_use(row.form, counts)[1] / max(row.limit or row.dense, 1)
+    # What is free of charge is kept for its value alone.
+    of_group: FloatArray = np.maximum(price, price[price > 0].min(initial=1.0) * 1e-3)
+    return of_group[of_unit]
+
+
+def worth_of(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
+    """Relaxed masks as an objective: the logarithm of the share of the relaxed masks that each layer retains, added up.
+
+    A layer retains the share that is kept of its inputs' values times that of its outputs'. The sum is over groups, and
+    in a group, whose units cost the same, those of the largest values go last; so the unit of rank r is worth ``ends
+    log(Y_r / Y_r-1)``, with ``Y_r`` the sum of the r largest values and ``ends`` how many inputs and outputs of layers
+    the group is. That is linear, and exact solvers take it.
+
+    (Values times marginal costs would be linear too, but under a budget of products of counts the best point of such
+    an objective leaves one unit here so that all may stay there, and so may do the relaxed use that is retained.)
+
+    Args:
+        problem: whose graph to look at.
+        values: ``(units,)`` in [0, 1].
+    """
+    graph = problem.graph
+    ends = np.zeros(len(graph.groups))
+    for layer in graph.layers:
+        for axis in dict.fromkeys((layer.in_axis, layer.out_axis, layer.made_axis)):
+            units = graph.axes[axis]
+            ends += np.bincount(graph.group_of_unit[units], minlength=len(ends)) / max(len(units), 1)
+    worth = np.zeros(graph.unit_count)
+    for g in range(len(graph.groups)):
+        span = graph.units(g)
+        order = np.argsort(-values[span], kind="stable")
+        sums = np.cumsum(np.maximum(values[span][order], _TINY))
+        worth[span.start + order] = (ends[g] or 1.0) * np.diff(np.log(sums), prepend=np.log(sums[0] / 2))
+    return PairwiseForm(worth)
 
 
 def _relaxed(form: CountForm, n: FloatArray) -> tuple[float, FloatArray]:

@@ -128,8 +128,8 @@ def as_shares(axis: Mapping[int, int]) -> Shares:
 
 
 def steps_of(size: int, largest: int) -> IntArray:
-    """Levels of ``ceil(n / size)`` for ``n`` from 0 to ``largest``: 0, size, 2 size, ..."""
-    return np.arange(math.ceil(largest / size) + 1, dtype=np.int64) * size
+    """Levels of ``ceil(n / size)`` for ``n`` from 0 to ``largest``: 0, size, 2 size, ..., largest."""
+    return np.minimum(np.arange(math.ceil(largest / size) + 1, dtype=np.int64) * size, largest)
 
 
 class TableCollector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,13 +12,21 @@ import torch
 from torch import Tensor
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.channels import ChannelGraph, IntArray
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem
-from qcqp_prune.program.relaxed import ControlPoint, relaxed_use
-from qcqp_prune.train.entities import by_unit
+from qcqp_prune.program.relaxed import ControlPoint, relaxed_use, worth_of
+from qcqp_prune.solve.run import solve
+from qcqp_prune.train.entities import by_unit, idle, of_entities
 from qcqp_prune.train.regularizer import Regularizer
+
+_SEARCH = "block_coordinate"
+"""Selects during training, where a good selection at once is worth more than the best one later."""
+
+
+_NOISE = 0.01
+"""A share of the limit by which the use may rise between two updates without meaning anything."""
 
 
 class PricedRegularizer(Regularizer, Protocol):
@@ -28,8 +36,8 @@ class PricedRegularizer(Regularizer, Protocol):
     def unit_of(self) -> IntArray:
         """The unit of each entity, ``(entities,)``."""
 
-    def indicators(self) -> FloatArray:
-        """How far each entity is there, ``(entities,)`` in [0, 1]."""
+    def sizes(self) -> FloatArray:
+        """How large each entity is, ``(entities,)``, in units of its own layer; 0 for one that vanished."""
 
     def set_prices(self, prices: FloatArray, /) -> None:
         """Set the strength of each entity's penalty, ``(entities,)``."""
@@ -37,20 +45,22 @@ class PricedRegularizer(Regularizer, Protocol):
 
 @dataclass(frozen=True)
 class Control:
-    """How fast prices follow budgets.
+    """How prices follow budgets.
 
     Attributes:
         rate: step of the multipliers.
         damping: weight of the present violation beside its sum over time.
         every: optimiser steps between updates.
+        reselect: updates between two selections of what is to go.
 
     Raises:
         InvalidOptionError: one is not positive.
     """
 
-    rate: float = 0.05
+    rate: float = 0.2
     damping: float = 1.0
-    every: int = 20
+    every: int = 5
+    reselect: int = 10
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -59,27 +69,37 @@ class Control:
 
 
 class BudgetController:
-    """A regulariser whose strengths follow budgets: the dual of ``min loss s.t. form_k(y~) <= limit_k``.
+    """A regulariser whose strengths follow budgets, so that no strength is searched for.
 
-    With ``n_g`` the sum of the relaxed indicators of a group and ``v_k = form_k(n) / limit_k - 1``, every few steps
+    Now and then a solver selects units ``S`` that meet the budgets and retain the most of the sizes of entities, each
+    beside the largest of its group (``worth_of``). Units of S are not charged. Of any other the root of that is left,
+    and ``n_g`` are the units of S and what is left of the others. With ``v_k = (form_k(n) - form_k(S)) / limit_k``,
+    every few steps
 
-        ``mu_k <- max(0, mu_k + rate v_k)``,   ``price_k = max(0, mu_k + damping v_k)``
+        ``mu_k <- max(0, mu_k + rate v_k (1 + mu_k))``,   ``price_k = max(0, mu_k + damping v_k)``
 
-    and each entity is charged what its unit costs there, ``sum_k price_k (d form_k / d n_g) / limit_k``, shared among
-    the entities of one unit, in place of ``lambda u_i / sum u``: no strength is searched for.
+    and each entity of a unit outside of S is charged what that costs, ``sum_k price_k (d form_k / d n_g) / limit_k``,
+    shared among the entities of one unit (``of_entities``), in place of ``lambda u_i / sum u``. This is the augmented
+    Lagrangian of "minimise the loss where w = 0 outside of S". A multiplier finds the scale of the loss in few steps
+    whatever that is; where the use rises under it, it throws weights about zero instead of pressing them there, and is
+    halved.
+
+    The indicators ``y~`` are no measure here: their sum may be a quarter of the units in a dense network, and falls
+    with all weights together, which a norm behind them undoes, so that budgets would be met that nothing was removed
+    for; and they are all 1 where norms are as they were made.
 
     Args:
         regularizer: SPR, or PSP with ``structure="channel"``, of the network.
         graph: its channel graph.
         budgets: as for ``PruningProblem.build``.
         resources: further resources.
-        rate, damping, every: as in ``Control``.
+        rate, damping, every, reselect: as in ``Control``.
 
     Attributes:
         trace: one point for each update.
 
     Raises:
-        InvalidOptionError: a step is not positive.
+        InvalidOptionError: a step is not positive, or the budgets ask for units that the regulariser does not act on.
         InvalidBudgetError, InfeasibleError: the budgets cannot be read, or met.
 
     References:
@@ -93,19 +113,22 @@ class BudgetController:
         budgets: Budgets,
         *,
         resources: Sequence[Any] = (),
-        rate: float = 0.05,
+        rate: float = 0.2,
         damping: float = 1.0,
-        every: int = 20,
+        every: int = 5,
+        reselect: int = 10,
     ) -> None:
         self.regularizer, self.graph = regularizer, graph
-        self.steps = Control(rate, damping, every)
+        self.steps = Control(rate, damping, every, reselect)
         # The problem knows how budgets are read, and whether they can be met at all.
         worthless = PairwiseForm(np.zeros(graph.unit_count))
-        problem = PruningProblem.build(graph, worthless, budgets, resources=resources)
-        self._rows = problem.budgeted
-        self._multipliers = np.zeros(len(self._rows))
+        self._problem = PruningProblem.build(graph, worthless, budgets, resources=resources)
+        self._selected = np.ones(graph.unit_count, np.bool_)
+        self._multipliers = np.zeros(len(self._problem.limits))
         self._step = 0
-        self._shares = 1.0 / np.bincount(regularizer.unit_of, minlength=graph.unit_count)[regularizer.unit_of]
+        self._idle = idle(graph, regularizer.unit_of)
+        self._start = np.ones(len(graph.groups))
+        self._start = self._largest(np.ones(graph.unit_count, np.bool_))
         self.trace: list[ControlPoint] = []
         self._update()
 
@@ -121,20 +144,21 @@ class BudgetController:
             self._update()
 
     def presence(self) -> FloatArray:
-        """The relaxed mask of each unit, ``(units,)``: the largest indicator of its entities, 1 without any."""
-        return by_unit(self.graph, self.regularizer.unit_of, self.regularizer.indicators())
+        """How much of each unit is left, ``(units,)`` in [0, 1]; 1 for those that are to stay."""
+        return np.where(self._selected, 1.0, np.sqrt(self._sizes()))
 
     def describe(self) -> dict[str, Any]:
         """The regulariser, and the budgets in whole units."""
-        limits = {row.resource: row.limit for row in self._rows}
         of = dict(self.regularizer.describe())
-        return {"kind": "budget", "limits": limits, **asdict(self.steps), "of": of}
+        return {"kind": "budget", "limits": self._problem.limits, **asdict(self.steps), "of": of}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Multipliers, steps done, the trace, and what the regulariser holds."""
+        """Multipliers, selection, steps done, the trace, and what the regulariser holds."""
         trace = [[p.step, *p.used.values(), *p.multipliers.values()] for p in self.trace]
         own = {
             "multipliers": torch.from_numpy(self._multipliers.copy()),
+            "selected": torch.from_numpy(self._selected.copy()),
+            "start": torch.from_numpy(self._start.copy()),
             "step": torch.tensor(self._step),
             "trace": torch.tensor(trace, dtype=torch.float64),
         }
@@ -143,31 +167,67 @@ class BudgetController:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._multipliers, self._step = state["multipliers"].numpy().copy(), int(state["step"])
+        self._selected, self._start = state["selected"].numpy().copy(), state["start"].numpy().copy()
         self.trace = [self._point(*row) for row in state["trace"].tolist()]
         inner = {name.removeprefix("of/"): v for name, v in state.items() if name.startswith("of/")}
         self.regularizer.load_state_dict(inner)
 
     def _update(self) -> None:
-        counts = np.bincount(
-            self.graph.group_of_unit, weights=self.presence(), minlength=len(self.graph.groups)
+        anew = len(self.trace) % self.steps.reselect == 0
+        if anew:
+            self._select()
+        counts, chosen = (
+            np.bincount(self.graph.group_of_unit, weights=masks, minlength=len(self.graph.groups))
+            for masks in (self.presence(), self._selected)
         )
-        violations, costs = [], []
-        for row in self._rows:
+        used, excess, costs = [], [], []
+        for row in self._problem.budgeted:
             assert row.limit is not None
-            used, slopes = relaxed_use(row.form, counts)
-            violations.append(used / row.limit - 1)
+            use, slopes = relaxed_use(row.form, counts)
+            used.append(use / row.limit)
+            excess.append((use - relaxed_use(row.form, chosen)[0]) / row.limit)
             costs.append(slopes / row.limit)
-        gap = np.asarray(violations)
+        gap = np.asarray(excess)
         if self._step:
-            self._multipliers = np.maximum(0.0, self._multipliers + self.steps.rate * gap)
+            growth = self.steps.rate * gap * (1 + self._multipliers)
+            risen = np.asarray(used) > np.asarray(list(self.trace[-1].used.values())) + _NOISE
+            self._multipliers = np.where(
+                risen & ~anew, self._multipliers / 2, np.maximum(0.0, self._multipliers + growth)
+            )
         prices = np.maximum(0.0, self._multipliers + self.steps.damping * gap)
-        of_unit = (prices @ np.asarray(costs))[self.graph.group_of_unit]
-        self.regularizer.set_prices(of_unit[self.regularizer.unit_of] * self._shares)
-        self.trace.append(self._point(self._step, *(gap + 1).tolist(), *self._multipliers.tolist()))
+        of_unit = np.where(self._selected, 0.0, (prices @ np.asarray(costs))[self.graph.group_of_unit])
+        self.regularizer.set_prices(of_entities(self.graph, self.regularizer.unit_of, of_unit))
+        self.trace.append(self._point(self._step, *used, *self._multipliers.tolist()))
+
+    def _select(self) -> None:
+        """Choose S. Units that the regulariser does not act on are worth more than all others together."""
+        worth = worth_of(self._problem, self._sizes()).unary
+        worth = worth + self._idle * worth.sum()
+        self._selected = solve(self._problem.with_objective(PairwiseForm(worth)), _SEARCH).masks.flat(
+            self.graph
+        )
+        if (lost := np.flatnonzero(self._idle & ~self._selected)).size:
+            group = self.graph.groups[self.graph.group_of_unit[lost[0]]].id
+            raise InvalidOptionError(
+                f"these budgets ask for units of {group}, on which the regulariser does not act (its weights are "
+                "frozen, left out by layers, or of a kind that it leaves alone): let it act on more, or ask for less"
+            )
+
+    def _sizes(self) -> FloatArray:
+        """The size of each unit beside the largest of its group that is selected, ``(units,)`` in [0, 1]."""
+        sizes = by_unit(self.graph, self.regularizer.unit_of, self.regularizer.sizes())
+        return np.minimum(1.0, sizes / self._largest(self._selected)[self.graph.group_of_unit])
+
+    def _largest(self, among: BoolArray) -> FloatArray:
+        """The largest size in each group among some units; of a group without any, what it was at the start."""
+        sizes = by_unit(self.graph, self.regularizer.unit_of, self.regularizer.sizes())
+        largest = np.zeros(len(self.graph.groups))
+        np.maximum.at(largest, self.graph.group_of_unit[among], sizes[among])
+        return np.where(largest > 0, largest, self._start)
 
     def _point(self, step: float, *numbers: float) -> ControlPoint:
         """A point of the trace from its step, uses and multipliers."""
-        names = [row.resource for row in self._rows]
+        names = list(self._problem.limits)
         used, multipliers = numbers[: len(names)], numbers[len(names) :]
         return ControlPoint(
             int(step), dict(zip(names, used, strict=True)), dict(zip(names, multipliers, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -12,13 +12,14 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, UnknownLayerError
-from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray, Layer
 from qcqp_prune.graph.grouping import matches
 from qcqp_prune.program.coefficients import FloatArray
 
 Structure = Literal["filters", "units", "columns"]
 """What an entity is: a filter (the weights of one output channel of one layer); a unit of the graph (the filters of
-all layers that write it); or a kernel column of a layer that was traced with columns."""
+all layers that write it, or its kernel columns' weights where the unit is one, with their biases, and its scales and
+shifts in norms); or a kernel column of a layer that was traced with columns."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Block:
 
     Attributes:
         weight: state-dict name.
-        layer: the layer that first uses it.
+        layer: the layer that first uses it; of a bias or a norm, its own name.
         first: number of its first row among the rows of all blocks.
         rows: how many it has.
         view: gives the matrix ``(rows, k)`` of the weight, a view where that is possible.
@@ -62,7 +63,12 @@ class Entities:
 
     @classmethod
     def of(
-        cls, graph: ChannelGraph, structure: Structure = "filters", layers: Iterable[str] | None = None
+        cls,
+        graph: ChannelGraph,
+        structure: Structure = "filters",
+        layers: Iterable[str] | None = None,
+        *,
+        frozen: Collection[str] = (),
     ) -> Entities:
         """The entities of a graph.
 
@@ -70,6 +76,7 @@ class Entities:
             graph: the channel graph.
             structure: what an entity is.
             layers: names or globs of layers; all where None. Rows whose unit cannot go are in no entity.
+            frozen: names of parameters that are not trained, and in no entity either.
 
         Raises:
             InvalidOptionError: there is no such structure, or the graph has none of it.
@@ -80,12 +87,16 @@ class Entities:
         chosen = _chosen(graph, structure, layers)
         blocks, units, first = [], [], 0
         for layer in chosen:
-            block, axis = _block(graph, layer, structure, first)
-            if graph.stays[axis].all():
+            block, axis = _block(graph, layer, first)
+            if graph.stays[axis].all() or block.weight in frozen:
                 continue
             blocks.append(block)
             units.append(axis)
             first += block.rows
+        if structure == "units" and layers is None:
+            for block, axis in _vectors(graph, first, frozen):
+                blocks.append(block)
+                units.append(axis)
         unit = np.concatenate([np.zeros(0, np.int64), *units])
         free = ~graph.stays[unit]
         if not free.any():
@@ -106,10 +117,56 @@ class Entities:
 
 
 def by_unit(graph: ChannelGraph, unit_of: IntArray, values: npt.ArrayLike) -> FloatArray:
-    """The largest of the entities' values for each unit, ``(units,)``; 1 for units without entities or that stay."""
+    """The largest of the entities' values for each unit, ``(units,)``; 1 for units that stay.
+
+    A unit without entities has what its links say: a part the largest of its wholes, a whole the largest of its parts;
+    1 where they say nothing.
+    """
     out = np.full(graph.unit_count, -np.inf)
     np.maximum.at(out, unit_of, np.asarray(values, np.float64))
+    links, bare = graph.links, np.isneginf(out)
+    levels = links.levels or ()
+    for told, teller, order in (
+        (links.parts, links.wholes, levels[::-1]),
+        (links.wholes, links.parts, levels),
+    ):
+        for level in order:
+            pairs = level[bare[told[level]]]
+            known = out[teller[pairs]]
+            np.maximum.at(out, told[pairs], np.where(np.isneginf(known), 1.0, known))
     return np.where(np.isneginf(out) | graph.stays, 1.0, out)
+
+
+def idle(graph: ChannelGraph, unit_of: IntArray) -> BoolArray:
+    """Units that may go and on which no entity acts, ``(units,)``: none of their own or of their parts."""
+    acted = graph.stays.copy()
+    acted[unit_of] = True
+    acted[[block.unit for block in graph.blocks]] = True
+    for level in graph.links.levels or ():
+        wholes, parts = graph.links.wholes[level], graph.links.parts[level]
+        silent = np.unique(wholes[~acted[parts]])
+        acted[np.setdiff1d(wholes, silent)] = True
+    out: BoolArray = ~acted
+    return out
+
+
+def of_entities(graph: ChannelGraph, unit_of: IntArray, costs: FloatArray) -> FloatArray:
+    """What units cost, charged to entities, ``(entities,)``: the entities of one unit share it.
+
+    A whole without entities is paid for by its parts in equal shares.
+
+    Args:
+        graph: the channel graph.
+        unit_of: ``(entities,)`` the unit of each.
+        costs: ``(units,)``.
+    """
+    due, links = costs.copy(), graph.links
+    number = np.bincount(unit_of, minlength=graph.unit_count)
+    parts = np.bincount(links.wholes, minlength=graph.unit_count)
+    for level in reversed(links.levels or ()):
+        pairs = level[number[links.wholes[level]] == 0]
+        np.add.at(due, links.parts[pairs], due[links.wholes[pairs]] / parts[links.wholes[pairs]])
+    return due[unit_of] / number[unit_of]
 
 
 def weights_of(model: nn.Module, entities: Entities) -> dict[str, nn.Parameter]:
@@ -130,7 +187,7 @@ def _chosen(graph: ChannelGraph, structure: Structure, layers: Iterable[str] | N
     globs = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
     found: dict[tuple[str, tuple[int, int] | None], Layer] = {}
     for layer in graph.layers:
-        has = layer.columns is not None if structure == "columns" else layer.columns is None
+        has = structure == "units" or (layer.columns is not None) == (structure == "columns")
         if layer.weight and has and (globs is None or any(matches(layer.name, g) for g in globs)):
             found.setdefault((layer.weight, layer.rows), layer)
     for glob in globs or ():
@@ -141,11 +198,26 @@ def _chosen(graph: ChannelGraph, structure: Structure, layers: Iterable[str] | N
     return list(found.values())
 
 
-def _block(graph: ChannelGraph, layer: Layer, structure: Structure, first: int) -> tuple[Block, IntArray]:
+def _block(graph: ChannelGraph, layer: Layer, first: int) -> tuple[Block, IntArray]:
     shape = next(t.shape for t in graph.tensors if t.name == layer.weight)
-    axis = graph.axes[layer.made_axis if structure == "columns" else layer.out_axis]
+    axis = graph.axes[layer.made_axis if layer.columns is not None else layer.out_axis]
     view, unview = _views(layer, shape, len(axis))
     return Block(layer.weight, layer.name, first, len(axis), view, unview, layer.rows), axis
+
+
+def _vectors(graph: ChannelGraph, first: int, frozen: Collection[str]) -> Iterator[tuple[Block, IntArray]]:
+    """Parameters with one number for each unit: a norm undoes what weights lose, unless its scale goes with them."""
+    for spec in graph.tensors:
+        if spec.kind != "parameter" or len(spec.shape) != 1 or spec.axes[0] is None or spec.name in frozen:
+            continue
+        axis = graph.axes[spec.axes[0]]
+        if not graph.stays[axis].all():
+            yield Block(spec.name, spec.name, first, len(axis), _as_rows, Tensor.flatten), axis
+            first += len(axis)
+
+
+def _as_rows(w: Tensor) -> Tensor:
+    return w[:, None]
 
 
 def _views(

@@ -139,6 +139,8 @@ class PSP:
         """
         alphas = self.parameters()
         if self._prices is not None:
+            # The network may have moved since.
+            self._prices = [p.to(a) for p, a in zip(self._prices, alphas, strict=True)]
             terms = torch._foreach_mul(torch._foreach_abs(list[Tensor](alphas)), self._prices)
             return torch.stack([t.sum() for t in terms]).sum()
         if not self.config.l1:
@@ -153,19 +155,26 @@ class PSP:
         """The unit of each structure, ``(structures,)``; for input channels of a graph's layers.
 
         Raises:
-            InvalidOptionError: the structure is another one, or no graph was given.
+            InvalidOptionError: the structure is another one, no graph was given, or structures of a layer are no units.
         """
         if self.config.structure != "channel" or self._graph is None:
             raise InvalidOptionError(
                 'budgets need structures that are units of a graph: take structure="channel" and give the graph'
             )
         layers = {layer.name: layer for layer in self._graph.layers}
+        for name, scale in self.scales.items():
+            if name not in layers or len(self._graph.axes[layers[name].in_axis]) != scale.alpha.numel():
+                raise InvalidOptionError(
+                    f"{name} is grouped, or not in the graph, so its structures are no units: leave it out of layers"
+                )
         return np.concatenate([self._graph.axes[layers[name].in_axis] for name in self.scales])
 
     def indicators(self) -> FloatArray:
         """``|nu|`` of each structure over the largest of its layer, ``(structures,)`` in [0, 1]."""
         found = [v / max(float(v.max()), np.finfo(np.float64).tiny) for v in self.values().values()]
         return np.concatenate([v.ravel() for v in found])
+
+    sizes = indicators
 
     def kept_units(self) -> BoolArray:
         """Units that some layer reads, ``(units,)``: by a structure that is not zero, or unparameterised."""
@@ -196,7 +205,7 @@ class PSP:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``."""
         if "prices" in state:
-            self.set_prices(state["prices"].cpu().numpy())
+            self.set_prices(state["prices"].cpu().double().numpy())
 
     def parameters(self) -> list[nn.Parameter]:
         """All structure parameters, for a group of their own in an optimiser."""
@@ -249,7 +258,8 @@ def _start(weight: Tensor, config: PSPConfig, generator: torch.Generator) -> Ten
 
 
 def _plain(values: Tensor, structure: PSPStructure) -> FloatArray:
-    array: FloatArray = values.detach().cpu().numpy()
+    values = values.detach().cpu()
+    array: FloatArray = (values.double() if values.is_floating_point() else values).numpy()
     kernel = array.shape[2:]
     shapes = {"channel": (-1,), "layer": (), "shape": kernel, "column": array.shape[1:]}
     return array.reshape(shapes[structure])

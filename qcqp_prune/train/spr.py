@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -93,11 +93,12 @@ class SPR:
         *,
         bounds: Bounds = "running",
         weights: FloatArray | None = None,
-        layers: list[str] | None = None,
+        layers: Iterable[str] | None = None,
     ) -> None:
         self.config = SPRConfig() if config is None else config
         self.graph = graph
-        self.entities = Entities.of(graph, self.config.structure, layers)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self.entities = Entities.of(graph, self.config.structure, layers, frozen=frozen)
         parameters = weights_of(model, self.entities)
         self._tensors = [parameters[b.weight] for b in self.entities.blocks]
         self._rows = RowSums(self.entities, self._tensors)
@@ -144,12 +145,21 @@ class SPR:
             for tensor, block, limit in zip(
                 self._tensors, self.entities.blocks, self._limit.tolist(), strict=True
             ):
-                (tensor if block.part is None else tensor[slice(*block.part)]).clamp_(-limit, limit)
+                if limit > 0:  # what was made as zeros, such as the shifts of a fresh norm, has no bound yet
+                    (tensor if block.part is None else tensor[slice(*block.part)]).clamp_(-limit, limit)
 
     @torch.no_grad()
     def indicators(self) -> FloatArray:
         """The relaxed indicator ``y~`` of each entity, ``(entities,)`` in [0, 1]."""
         return self._evaluated(self._tensors)[0].y.double().cpu().numpy()
+
+    @torch.no_grad()
+    def sizes(self) -> FloatArray:
+        """The norm of each entity, ``(entities,)``."""
+        square = self._rows.values(self._tensors).square
+        owner = self._rows.owner.to(square.device)
+        found = square.new_zeros(self.entities.count + 1).index_add_(0, owner, square)[:-1]
+        return np.asarray(found.sqrt().double().cpu())
 
     def unit_indicators(self) -> FloatArray:
         """The relaxed indicator of each unit, ``(units,)``: the largest of its entities', 1 for units without any."""
@@ -180,8 +190,14 @@ class SPR:
         return Masks.from_flat(self.graph, keep)
 
     def describe(self) -> dict[str, Any]:
-        """Its config, and the graph that it was made for."""
-        return {"kind": "spr", **asdict(self.config), "graph": self.graph.fingerprint}
+        """Its config, what it regularises, and the graph that it was made for."""
+        return {
+            "kind": "spr",
+            **asdict(self.config),
+            "bounds": "running" if self._running else "given",
+            "weights": [block.weight for block in self.entities.blocks],
+            "graph": self.graph.fingerprint,
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs: the bounds, and the prices of the entities."""

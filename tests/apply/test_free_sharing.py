@@ -119,7 +119,9 @@ def test_a_parameter_in_front_of_a_sequence_decides_with_it() -> None:
         other = nn.functional.linear(steps, model.b.weight[[1, 3]][:, [0, 3]], model.b.bias[[1, 3]])
         zero = torch.zeros_like(steps[..., :1])
         whole = torch.cat([steps[..., :1], zero, steps[..., 1:]], -1) + torch.cat([zero, other], -1)
-        expected = nn.functional.linear(whole.tanh().mean(1), model.head.weight[:, [0, 1, 3]], model.head.bias)
+        expected = nn.functional.linear(
+            whole.tanh().mean(1), model.head.weight[:, [0, 1, 3]], model.head.bias
+        )
         assert torch.allclose(small(x), expected, atol=1e-5)
 
 

@@ -138,7 +138,7 @@ alpha = 0.3
 rate = 0.2
 every = 4
 lr = 0.05
-schedule = "constant"
+schedule = "cosine"
 checkpoint = "train.safetensors"
 [solver]
 name = "highs"
@@ -187,13 +187,18 @@ def test_a_sweep(run, net: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     table = '[training]\nmethod = "spr"\nepochs = 1\ncontrol = false\n'
     text = JOB.replace('[budgets]\nmacs = "50%"\n', table).replace('checkpoint = "run.safetensors"\n', "")
+    pairs = "[sweep]\nstrengths = [0.1, 1]\nalphas = [0.3]\n"
+    job.write_text(text + pairs)
+    assert "leave [importance] out" in run("sweep", job).err
     text = text.replace('[importance]\nname = "taylor"\nbatches = 2\n', "")
     job.write_text(text)
     assert "a sweep needs" in run("sweep", job).err
-    job.write_text(text + "[sweep]\nstrengths = [0.1, 1]\nalphas = [0.3]\n")
+    job.write_text(text.replace("[solver]", "[solver]\ngap_limit = 0.01") + pairs)
     result = run("sweep", job)
     assert result.code == 0, result.err
-    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
+    stored = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    rows = stored["rows"]
+    assert stored["of"]["options"]["options"]["gap_limit"] == 0.01
     assert [(r["strength"], r["alpha"]) for r in rows] == [(0.1, 0.3), (1.0, 0.3)]
     assert all(f"{r['used']['params']:,}" in result.out for r in rows)
     again = run("sweep", job)

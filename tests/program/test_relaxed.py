@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from qcqp_prune.program.forms import CountFormBuilder, PeakForm
-from qcqp_prune.program.relaxed import relaxed_use
+import qcqp_prune as qp
+from qcqp_prune.program.forms import CountFormBuilder, PairwiseForm, PeakForm
+from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.relaxed import relaxed_use, worth_of
 from qcqp_prune.testing import STRUCTURES, random_problem
 
 
@@ -54,3 +58,33 @@ def test_of_a_maximum_the_largest_step_counts() -> None:
     assert relaxed_use(peak, [2.5, 1.0])[0] == 7.5
     assert relaxed_use(peak, [2.5, 1.0])[1].tolist() == [3, 0]
     assert relaxed_use(peak, [1.0, 1.0])[1].tolist() == [0, 5]
+
+
+def test_worth_is_the_logarithm_of_what_layers_retain() -> None:
+    """By hand, for selections that keep the largest values of each group, beside that of the whole network."""
+    model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((3, 4), (4, 5), (5, 2))))
+    graph = qp.trace(model, torch.zeros(1, 3))
+    problem = PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), {"macs": "50%"})
+    rng = np.random.default_rng(0)
+    values = np.where(graph.stays, 1.0, rng.uniform(0.1, 1.0, graph.unit_count))
+    worth = worth_of(problem, values)
+    units = {group.id: graph.units(g) for g, group in enumerate(graph.groups)}
+    whole = worth.evaluate(np.ones(graph.unit_count, np.bool_))
+    for a, b in ((1, 1), (2, 4), (4, 3)):
+        mask, expected = np.ones(graph.unit_count, np.bool_), 0.0
+        for name, n in (("0", a), ("1", b)):
+            own = values[units[name]]
+            mask[units[name]] = own >= np.sort(own)[-n]
+            expected += 2 * np.log(own[mask[units[name]]].sum() / own.sum())  # an output here, an input there
+        assert worth.evaluate(mask) - whole == pytest.approx(expected, rel=1e-12)
+
+
+def test_equal_values_are_kept_in_balance() -> None:
+    """4 -> 16 -> 16 -> 4 at half: the best product of shares, by enumeration; a linear worth keeps 16 here, 5 there."""
+    model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((4, 16), (16, 16), (16, 4))))
+    graph = qp.trace(model, torch.zeros(1, 4))
+    problem = PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), {"macs": "50%"})
+    masks = qp.solve(problem.with_objective(worth_of(problem, np.ones(graph.unit_count))), "highs").masks
+    kept = tuple(int(masks.keep[name].sum()) for name in ("0", "1"))
+    pairs = [(a, b) for a in range(1, 17) for b in range(1, 17) if 4 * a + a * b + 4 * b <= 192]
+    assert kept[0] * kept[1] == max(a * b for a, b in pairs)

@@ -11,6 +11,7 @@ import pytest
 from qcqp_prune.errors import InvalidBudgetError, SolverIncapableError
 from qcqp_prune.program.forms import CountForm, CountFormBuilder, PeakForm, use_form_from_json
 from qcqp_prune.program.program import Program
+from qcqp_prune.program.relaxed import relaxed_use
 from qcqp_prune.program.tables import steps_of
 from qcqp_prune.solve.backend import Availability, ProblemClass
 from qcqp_prune.solve.options import SolveOptions
@@ -40,6 +41,8 @@ def test_a_staircase_is_the_ceiling() -> None:
     form = looked_up({0: 1}, {1: 1}, levels=levels, values=values)
     for a, b in itertools.product(range(8), range(6)):
         assert form.evaluate([a, b]) == 11 * -(-a // 3) * -(-b // 2)
+    # The last step ends where the counts do, so that the whole costs the same read between levels.
+    assert relaxed_use(form, [7, 5])[0] == form.evaluate([7, 5])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,28 @@ def test_folding_keeps_the_function_and_gives_plain_weights() -> None:
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(x), y, rtol=0, atol=0)
     assert (model[2].weight == 0).all(0).any()
+
+
+def test_structures_that_are_no_units_of_the_graph_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 4, 3))
+    graph = qp.trace(model, torch.zeros(1, 2, 9, 9))
+    with pytest.raises(InvalidOptionError, match="1 is grouped"):
+        _ = PSP(model, PSPConfig("channel"), layers=["1", "2"], graph=graph).unit_of
+    larger = nn.ModuleDict({"0": nn.Conv2d(2, 8, 3), "elsewhere": nn.Conv2d(8, 8, 3)})
+    with pytest.raises(InvalidOptionError, match="elsewhere is grouped, or not in the graph"):
+        _ = PSP(larger, PSPConfig("channel"), layers=["elsewhere"], graph=graph).unit_of
+
+
+def test_prices_follow_the_network_to_another_device_and_half_precision_is_read() -> None:
+    model = network().bfloat16()
+    graph = qp.trace(model, torch.zeros(1, 2, 6, 6, dtype=torch.bfloat16))
+    psp = PSP(model, PSPConfig("channel", spread=None), layers=["2", "4"], graph=graph)
+    assert psp.indicators().tolist() == [1.0] * 9
+    psp.set_prices(np.arange(9.0))
+    psp.load_state_dict(psp.state_dict())
+    assert psp().item() == 36
+    model.to("meta")  # as to an accelerator
+    assert psp().device.type == "meta"
 
 
 def test_l1_penalty_and_none() -> None:

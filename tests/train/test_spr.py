@@ -166,6 +166,27 @@ def test_a_unit_that_two_layers_write_is_one_entity() -> None:
     assert spr().item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_unit_owns_its_biases_and_norms() -> None:
+    """A batch norm would undo what its filter loses; the value by plain loops."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).double()
+    with torch.no_grad():
+        model[1].weight.uniform_(0.5, 2)
+        model[1].bias.normal_()
+    spr = SPR(model, traced(model), SPRConfig(1.0, 0.3, structure="units", clamp=False), bounds="fixed")
+    assert spr.entities.count == 4
+    owned = [model[0].weight, model[0].bias, model[1].weight, model[1].bias]
+    expected = 0.0
+    for k in range(4):
+        parts = [p.detach()[k].flatten() for p in owned]
+        reach = torch.stack(
+            [part.abs().max() / p.detach().abs().max() for part, p in zip(parts, owned, strict=True)]
+        ).max()
+        expected += perspective(torch.cat(parts).norm().reshape(1), reach.reshape(1), 0.3).z.item() / 4
+    assert spr().item() == pytest.approx(expected, rel=1e-12)
+    assert SPR(model, traced(model), SPRConfig(1.0, 0.3)).entities.blocks[-1].weight == "0.weight"
+
+
 def test_subgradient_at_zero_and_at_ties() -> None:
     model = two_layers()
     spr = SPR(model, traced(model), SPRConfig(1.0, 0.3, clamp=False), bounds="fixed")
@@ -206,9 +227,24 @@ def test_running_bounds_only_grow_and_given_ones_cut_weights() -> None:
     given = SPR(model, graph, bounds={"0": 0.05, "3": 9.0})
     given.after_step()
     assert model[0].weight.abs().max().item() == pytest.approx(0.05)
+    model[0].weight.requires_grad_(False)
+    SPR(model, graph, bounds={"0": 0.01, "3": 9.0}).after_step()
+    assert model[0].weight.abs().max().item() == pytest.approx(0.05)  # frozen
+    model[0].weight.requires_grad_(True)
     resumed = SPR(model, graph)
     resumed.load_state_dict(running.state_dict())
     assert torch.equal(resumed.state_dict()["limit"], after)
+
+
+def test_penalties_that_differ_describe_themselves_differently() -> None:
+    """A checkpoint goes by this: neither other layers nor other kinds of bounds go on from one another."""
+    model = two_layers()
+    graph = traced(model)
+    told = [
+        SPR(model, graph, **options).describe()  # type: ignore[arg-type]
+        for options in ({}, {"layers": ["0"]}, {"layers": ["3"]}, {"bounds": "fixed"})
+    ]
+    assert all(a != b for k, a in enumerate(told) for b in told[:k])
 
 
 def test_rule_that_prunes() -> None:
