@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compatibility_page, rival_tracing_table
+from benchmarks import compatibility_page, continuous_tables, rival_tracing_table
 from benchmarks.growth import exponent
 from benchmarks.plot import Series, log_log
 from benchmarks.recording import RESULTS
@@ -42,6 +42,9 @@ def page() -> str:
         _section("Growth", "growth", _growth),
         _section("Tracing and building", "footprint", _footprint),
         _section("Tracing and pruning against Torch-Pruning", "rival_tracing", rival_tracing_table.table),
+        _section("SPR and PSP: what an epoch costs", "regularizer_cost", continuous_tables.costs),
+        _section("SPR and PSP with a budget", "continuous", continuous_tables.accuracies),
+        _section("Relaxed and exact masks", "relaxed_and_exact", continuous_tables.comparison),
         _section("Random networks", "random_graphs", _random_graphs),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,269 @@
+"""SPR and PSP with a hard budget beside plain SPR, the exact QCQP and magnitude top-k: accuracy at equal parameters.
+
+    python -m benchmarks.continuous [--instances lenet5 resnet20] [--arms ...] [--seeds 0] [--share 50%]
+                                    [--train 6] [--finetune 4] [--batches 100] [--again]
+
+Every arm starts from the same dense network, trains as many batches in the same order with the same recipe (those
+that select by the exact solver or by magnitude without a penalty), selects at most the share of the parameters, and
+is finetuned equally. An "epoch" has ``--batches`` batches of 128 images here: a schedule that two cores can run.
+Rows that are recorded are not measured again; checkpoints lie in .cache/continuous, so a stopped run goes on.
+
+The data is read from QCQP_PRUNE_DATA, or .cache/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import qcqp_prune as qp
+from benchmarks.instances import ROOT, pretrained
+from benchmarks.recording import library_commit, record, recorded
+from benchmarks.rival_heuristics import greedy_l1
+from qcqp_prune.data import Augmentation, BatchLoader, DataSplit, cifar10, fashion_mnist
+from qcqp_prune.models import LeNet5
+from qcqp_prune.program.program import Program
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.result import RawSolution, Reason, Termination
+from qcqp_prune.train import Control, FinetuneConfig, PSPConfig, SPRConfig, finetune
+
+CACHE = ROOT / ".cache" / "continuous"
+DATA = Path(os.environ.get("QCQP_PRUNE_DATA") or ROOT / ".cache" / "data")
+ALPHA = 0.3
+PLAIN = (0.1, 0.5, 2.0)
+"""Strengths of SPR without a budget. What each would leave by its own rule is recorded beside the rest."""
+ARMS = ("spr budget", *(f"spr {strength}" for strength in PLAIN), "psp budget", "exact", "top-k")
+
+
+class Some:
+    """The first batches of each epoch of a loader that shuffles, so that each short epoch sees other images."""
+
+    def __init__(self, loader: BatchLoader, batches: int) -> None:
+        self.loader, self.batches = loader, min(batches, len(loader))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(iter(self.loader), self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with its data, and recipes of training under a penalty and of finetuning."""
+
+    name: str
+    model: nn.Module
+    example: Tensor
+    data: DataSplit
+    augment: Augmentation | None
+    recipe: FinetuneConfig
+
+    def loader(self, seed: int, batches: int) -> Some:
+        return Some(
+            self.data.train.loader(128, shuffle=True, augment=self.augment, drop_last=True, seed=seed),
+            batches,
+        )
+
+
+def lenet5() -> Setting:
+    """LeNet-5 on Fashion-MNIST, trained from scratch by a recipe of its own and kept for the next run."""
+    data = fashion_mnist(DATA / "fashion_mnist")
+    torch.manual_seed(0)
+    model = LeNet5()
+    recipe = FinetuneConfig(lr=0.05, schedule="cosine", warmup=0.5)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    finetune(
+        model,
+        data.train.loader(128, shuffle=True),
+        epochs=8,
+        config=recipe,
+        checkpoint=CACHE / "lenet5_dense",
+    )
+    return Setting(
+        "lenet5", model, torch.zeros(1, 1, 28, 28), data, None, FinetuneConfig(lr=0.02, schedule="cosine")
+    )
+
+
+def resnet20() -> Setting:
+    """ResNet-20 on CIFAR-10 with its published weights."""
+    return Setting(
+        "resnet20",
+        pretrained("resnet20"),
+        torch.zeros(1, 3, 32, 32),
+        cifar10(DATA / "cifar-10-batches-bin"),
+        Augmentation(),
+        FinetuneConfig(lr=0.02, schedule="cosine", bfloat16=True),
+    )
+
+
+SETTINGS = {"lenet5": lenet5, "resnet20": resnet20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--instances", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--share", default="50%")
+    parser.add_argument("--train", type=int, default=6)
+    parser.add_argument("--finetune", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.instances:
+        setting = SETTINGS[name]()
+        for seed in options.seeds:
+            for arm in options.arms:
+                key = {
+                    "instance": name,
+                    "arm": arm,
+                    "share": options.share,
+                    "seed": seed,
+                    "schedule": [options.train, options.finetune, options.batches],
+                }
+                if any(_is(row, key) for row in recorded("continuous")) and not options.again:
+                    continue
+                row = key | {"commit": library_commit()} | Run(setting, seed, options).row(arm)
+                # Read anew: another process may measure another instance meanwhile.
+                record("continuous", [r for r in recorded("continuous") if not _is(r, key)] + [row])
+                print({k: v for k, v in row.items() if not isinstance(v, list | dict)}, flush=True)
+
+
+def _is(row: dict[str, Any], key: dict[str, Any]) -> bool:
+    return all(row[name] == value for name, value in key.items())
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a setting."""
+
+    setting: Setting
+    seed: int
+    options: argparse.Namespace
+
+    def row(self, arm: str) -> dict[str, Any]:
+        """Train, select and finetune as an arm does."""
+        started = time.perf_counter()
+        budgets = {"params": self.options.share}
+        validation = self.setting.data.test.loader(500)
+        recovery = qp.Recovery(
+            validation=validation,
+            train=self.setting.loader(1000 + self.seed, self.options.batches),
+            batches=20,
+            epochs=self.options.finetune,
+            config=replace(self.setting.recipe, seed=1000 + self.seed),
+        )
+        call: dict[str, Any] = {"budgets": budgets, "recovery": recovery, "time_limit": 20.0}
+        if arm in ("exact", "top-k"):
+            model, training = self._without_penalty(), None
+            call["solver"] = "auto" if arm == "exact" else TopK()
+        else:
+            model, training = self.setting.model, self._training(arm)
+        _, report = qp.prune(model, self.setting.example, training=training, **call)
+        row = _figures(report)
+        if training is not None and training.control is None:
+            # The training is complete in its checkpoint, so this second call only selects and measures.
+            _, alone = qp.prune(
+                model, self.setting.example, training=training, recovery=replace(recovery, epochs=0)
+            )
+            row["by its own rule"] = {k: v for k, v in _figures(alone).items() if k in ("params", "accuracy")}
+        return row | {"seconds": round(time.perf_counter() - started, 1)}
+
+    def _training(self, arm: str) -> qp.Training:
+        method, _, rest = arm.partition(" ")
+        strength = 0.0 if rest == "budget" else float(rest)
+        return qp.Training(
+            self._loader(),
+            self.options.train,
+            # Published SPR takes filters; what a budget is to remove has its norms and biases with it.
+            SPRConfig(strength, ALPHA, structure="units" if rest == "budget" else "filters")
+            if method == "spr"
+            else PSPConfig("channel", spread=None),
+            control=Control() if rest == "budget" else None,
+            config=replace(self.setting.recipe, seed=self.seed),
+            checkpoint=self._checkpoint(arm),
+        )
+
+    def _without_penalty(self) -> nn.Module:
+        """The dense network after the same training without a penalty."""
+        model = copy.deepcopy(self.setting.model)
+        recipe = replace(self.setting.recipe, seed=self.seed)
+        finetune(
+            model,
+            self._loader(),
+            epochs=self.options.train,
+            config=recipe,
+            checkpoint=self._checkpoint("plain"),
+        )
+        return model
+
+    def _loader(self) -> Some:
+        return self.setting.loader(self.seed, self.options.batches)
+
+    def _checkpoint(self, arm: str) -> Path:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        o = self.options
+        share = o.share if "budget" in arm else "any"
+        return CACHE / f"{self.setting.name}-{arm}-{share}-{self.seed}-{o.train}x{o.batches}".replace(
+            " ", "_"
+        )
+
+
+class TopK:
+    """As a solver: units go in the order of the l1 norm of their weights, over the whole network."""
+
+    name = "top-k"
+    classes = (ProblemClass(2, 2),)
+
+    def availability(self) -> Availability:
+        return Availability(True)
+
+    def outlook(self, program: Program) -> Outlook | None:
+        return None
+
+    def solve(self, program: Program, options: SolveOptions) -> RawSolution:
+        x = greedy_l1(program, math.inf)
+        return RawSolution(Termination(Reason.SEARCH_ENDED), x=x)
+
+
+def _figures(report: qp.PruneReport) -> dict[str, Any]:
+    """What a row records of a report."""
+    params = next(line for line in report.budgets if line.resource == "params")
+    row: dict[str, Any] = {
+        "params": {"used": params.used, "limit": params.limit, "dense": params.dense},
+        "accuracy": {k: v for k, v in asdict(report.accuracy).items() if v is not None},
+        "solver": report.solve.solver,
+        "gap": report.solve.gap,
+        "kept": {name: int(keep.sum()) for name, keep in report.masks.keep.items()},
+    }
+    if report.regularised is not None:
+        trace = report.regularised.trace
+        row["training"] = report.regularised.history["epochs"]
+        row["control"] = [{**asdict(point), "violation": point.violation} for point in trace]
+    if report.training is not None:
+        row["finetuning"] = report.training["epochs"]
+    return row
+
+
+if __name__ == "__main__":
+    main()
