@@ -14,7 +14,7 @@ from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource
-from qcqp_prune.program.relaxed import marginal_prices, worth_of
+from qcqp_prune.program.relaxed import marginal_prices, rounding_worth
 from qcqp_prune.report import Regularised
 from qcqp_prune.train import (
     PSP,
@@ -181,7 +181,7 @@ class Indicators:
         """The worth of the units of the graph that was trained."""
         values = self.trained.relaxed.values
         if not self.by_rule:
-            return worth_of(self.problem, values)
+            return rounding_worth(self.problem, values)
         gain = values if self.problem.budgeted else 1.0 + values
         signed = np.where(self.trained.kept, gain, values - 1.0)
         return PairwiseForm(signed * marginal_prices(self.problem, values))

@@ -16,7 +16,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.problem import PruningProblem, allowed_counts
 from qcqp_prune.program.program import Program
-from qcqp_prune.program.relaxed import worth_of
+from qcqp_prune.program.relaxed import rounding_worth
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.run import solve
@@ -159,9 +159,8 @@ def _meets(problem: PruningProblem, mask: BoolArray) -> bool:
 def rounded(problem: PruningProblem, relaxed: RelaxedMasks, **options: Any) -> Masks:
     """Round relaxed masks by an exact solver: the selection that meets the budgets and keeps the most of them.
 
-    What counts is how much of the relaxed masks each layer retains (``worth_of``). In each group the largest values are
-    kept, as by a threshold; how many is the solver's choice, and floors, ties, products and several budgets are met
-    exactly.
+    In each group the largest values are kept, as by a threshold; how many, is as near to the relaxed counts as budgets,
+    floors and ties allow (``rounding_worth``).
 
     Args:
         problem: whose budgets to meet.
@@ -169,7 +168,7 @@ def rounded(problem: PruningProblem, relaxed: RelaxedMasks, **options: Any) -> M
         options: of ``qp.solve``, such as ``solver`` and ``time_limit``.
     """
     _same(problem.graph, relaxed)
-    return solve(problem.with_objective(worth_of(problem, relaxed.values)), **options).masks
+    return solve(problem.with_objective(rounding_worth(problem, relaxed.values)), **options).masks
 
 
 def _same(graph: ChannelGraph, relaxed: RelaxedMasks) -> ChannelGraph:

@@ -65,16 +65,33 @@ def marginal_prices(problem: PruningProblem, values: FloatArray) -> FloatArray:
     return of_group[of_unit]
 
 
-def worth_of(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
-    """Relaxed masks as an objective: the logarithm of the share of the relaxed masks that each layer retains, added up.
+def rounding_worth(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
+    """Relaxed masks as an objective whose best selection is as near to them as budgets allow.
 
-    A layer retains the share that is kept of its inputs' values times that of its outputs'. The sum is over groups, and
-    in a group, whose units cost the same, those of the largest values go last; so the unit of rank r is worth ``ends
-    log(Y_r / Y_r-1)``, with ``Y_r`` the sum of the r largest values and ``ends`` how many inputs and outputs of layers
-    the group is. That is linear, and exact solvers take it.
+    With ``n_g`` the sum of the values of a group, ``p_g`` its marginal price there and ``Y_r`` the sum of its r largest
+    values, the unit of rank r is worth ``n_g p_g log(Y_r / Y_r-1)``. Units of a group cost the same, so those of the
+    largest values stay and the worth is ``sum_g n_g p_g log(Y of what stays)``, which at a budget that the relaxed
+    masks use up is best, among fractional counts of equal values, at the relaxed counts themselves. It is linear, so
+    that exact solvers take it.
 
-    (Values times marginal costs would be linear too, but under a budget of products of counts the best point of such
-    an objective leaves one unit here so that all may stay there, and so may do the relaxed use that is retained.)
+    (Values times marginal prices would be linear too, but under a budget of products of counts the best point of such
+    an objective leaves one unit here so that all may stay there.)
+
+    Args:
+        problem: whose budgets to look at.
+        values: ``(units,)`` in [0, 1].
+    """
+    of_unit = problem.graph.group_of_unit
+    weights = np.bincount(of_unit, weights=values * marginal_prices(problem, values))
+    return _by_ranks(problem, values, np.asarray(weights, np.float64))
+
+
+def balanced_worth(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
+    """Sizes within groups as an objective: the logarithm of the share that each layer retains of them, added up.
+
+    A layer retains the share that is kept of its inputs' values times that of its outputs'. So the unit of rank r is
+    worth ``ends log(Y_r / Y_r-1)`` with ``ends`` how many inputs and outputs of layers its group is. Nothing is said of
+    one group against another, and the most goes where it costs the most.
 
     Args:
         problem: whose graph to look at.
@@ -86,12 +103,17 @@ def worth_of(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
         for axis in dict.fromkeys((layer.in_axis, layer.out_axis, layer.made_axis)):
             units = graph.axes[axis]
             ends += np.bincount(graph.group_of_unit[units], minlength=len(ends)) / max(len(units), 1)
-    worth = np.zeros(graph.unit_count)
-    for g in range(len(graph.groups)):
-        span = graph.units(g)
+    return _by_ranks(problem, values, np.where(ends > 0, ends, 1.0))
+
+
+def _by_ranks(problem: PruningProblem, values: FloatArray, weights: FloatArray) -> PairwiseForm:
+    """A concave function of what stays of each group, unit by unit in the order of their values."""
+    worth = np.zeros(len(values))
+    for g in range(len(problem.graph.groups)):
+        span = problem.graph.units(g)
         order = np.argsort(-values[span], kind="stable")
         sums = np.cumsum(np.maximum(values[span][order], _TINY))
-        worth[span.start + order] = (ends[g] or 1.0) * np.diff(np.log(sums), prepend=np.log(sums[0] / 2))
+        worth[span.start + order] = weights[g] * np.diff(np.log(sums), prepend=np.log(sums[0] / 2))
     return PairwiseForm(worth)
 
 

@@ -16,7 +16,7 @@ from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem
-from qcqp_prune.program.relaxed import ControlPoint, relaxed_use, worth_of
+from qcqp_prune.program.relaxed import ControlPoint, balanced_worth, relaxed_use
 from qcqp_prune.solve.run import solve
 from qcqp_prune.train.entities import by_unit, idle, of_entities
 from qcqp_prune.train.regularizer import Regularizer
@@ -72,9 +72,9 @@ class BudgetController:
     """A regulariser whose strengths follow budgets, so that no strength is searched for.
 
     Now and then a solver selects units ``S`` that meet the budgets and retain the most of the sizes of entities, each
-    beside the largest of its group (``worth_of``). Units of S are not charged. Of any other the root of that is left,
-    and ``n_g`` are the units of S and what is left of the others. With ``v_k = (form_k(n) - form_k(S)) / limit_k``,
-    every few steps
+    beside the largest of its group (``balanced_worth``). Units of S are not charged. Of any other the root of that is
+    left, and ``n_g`` are the units of S and what is left of the others. With ``v_k = (form_k(n) - form_k(S)) /
+    limit_k``, every few steps
 
         ``mu_k <- max(0, mu_k + rate v_k (1 + mu_k))``,   ``price_k = max(0, mu_k + damping v_k)``
 
@@ -201,7 +201,7 @@ class BudgetController:
 
     def _select(self) -> None:
         """Choose S. Units that the regulariser does not act on are worth more than all others together."""
-        worth = worth_of(self._problem, self._sizes()).unary
+        worth = balanced_worth(self._problem, self._sizes()).unary
         worth = worth + self._idle * worth.sum()
         self._selected = solve(self._problem.with_objective(PairwiseForm(worth)), _SEARCH).masks.flat(
             self.graph

@@ -10,7 +10,7 @@ from torch import nn
 import qcqp_prune as qp
 from qcqp_prune.program.forms import CountFormBuilder, PairwiseForm, PeakForm
 from qcqp_prune.program.problem import PruningProblem
-from qcqp_prune.program.relaxed import relaxed_use, worth_of
+from qcqp_prune.program.relaxed import balanced_worth, relaxed_use, rounding_worth
 from qcqp_prune.testing import STRUCTURES, random_problem
 
 
@@ -67,7 +67,7 @@ def test_worth_is_the_logarithm_of_what_layers_retain() -> None:
     problem = PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), {"macs": "50%"})
     rng = np.random.default_rng(0)
     values = np.where(graph.stays, 1.0, rng.uniform(0.1, 1.0, graph.unit_count))
-    worth = worth_of(problem, values)
+    worth = balanced_worth(problem, values)
     units = {group.id: graph.units(g) for g, group in enumerate(graph.groups)}
     whole = worth.evaluate(np.ones(graph.unit_count, np.bool_))
     for a, b in ((1, 1), (2, 4), (4, 3)):
@@ -84,7 +84,27 @@ def test_equal_values_are_kept_in_balance() -> None:
     model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((4, 16), (16, 16), (16, 4))))
     graph = qp.trace(model, torch.zeros(1, 4))
     problem = PruningProblem.build(graph, PairwiseForm(np.zeros(graph.unit_count)), {"macs": "50%"})
-    masks = qp.solve(problem.with_objective(worth_of(problem, np.ones(graph.unit_count))), "highs").masks
+    masks = qp.solve(
+        problem.with_objective(balanced_worth(problem, np.ones(graph.unit_count))), "highs"
+    ).masks
     kept = tuple(int(masks.keep[name].sum()) for name in ("0", "1"))
     pairs = [(a, b) for a in range(1, 17) for b in range(1, 17) if 4 * a + a * b + 4 * b <= 192]
     assert kept[0] * kept[1] == max(a * b for a, b in pairs)
+
+
+def test_rounding_finds_relaxed_counts_that_meet_the_budget() -> None:
+    """4 -> 16 -> 16 -> 4 with 12 and 6 units at one value each: a budget of exactly what they use gives them back."""
+    model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in ((4, 16), (16, 16), (16, 4))))
+    graph = qp.trace(model, torch.zeros(1, 4))
+    problem = PruningProblem.build(
+        graph, PairwiseForm(np.zeros(graph.unit_count)), {"macs": 4 * 12 + 12 * 6 + 6 * 4}
+    )
+    values = np.ones(graph.unit_count)
+    units = {group.id: graph.units(g) for g, group in enumerate(graph.groups)}
+    for name, level in (("0", 12 / 16), ("1", 6 / 16)):
+        values[units[name]] = level
+    assert relaxed_use(
+        problem.rows[0].form, [values[graph.units(g)].sum() for g in range(len(graph.groups))]
+    )[0] == pytest.approx(144)
+    masks = qp.solve(problem.with_objective(rounding_worth(problem, values)), "highs").masks
+    assert {name: int(masks.keep[name].sum()) for name in ("0", "1")} == {"0": 12, "1": 6}
