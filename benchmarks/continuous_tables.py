@@ -35,15 +35,20 @@ def accuracies(rows: list[dict[str, Any]]) -> str:
         "Accuracy on the whole test set: after training under the penalty (or without one), straight after the cut, "
         "and after equal finetuning. Every arm starts from the same weights and sees the same batches. An epoch has "
         "that many batches of 128 images, so schedules are much shorter than the published ones and the figures no "
-        "reproduction of theirs. `spr 0.1` and the like are SPR as published with that strength, rounded to the budget "
-        "by the solver; what its own rule would have left is the last column.",
+        "reproduction of theirs. Of `exact` and `top-k` dense is after as much training without a penalty. `spr 0.5` "
+        "and the like are SPR as published with that strength, rounded to the budget by the solver; what its own rule "
+        "would have left is the last column.",
         "",
         "| network | budget (params) | epochs x batches | arm | seeds | dense | trained | cut | finetuned | "
         "relaxed use at the end | by its own rule |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     key = ("instance", "share", "schedule", "arm")
-    ordered = sorted(rows, key=lambda r: (r["instance"], -float(r["share"].rstrip("%")), r["schedule"]))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    ordered = sorted(
+        rows,
+        key=lambda r: (r["instance"], -float(r["share"].rstrip("%")), r["schedule"], arms.index(r["arm"])),
+    )
     for names, members in groupby(ordered, key=lambda r: tuple(str(r[k]) for k in key)):
         group = list(members)
         first = group[0]
