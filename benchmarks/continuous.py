@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from benchmarks.instances import ROOT, pretrained
+from benchmarks.instances import DATA, ROOT, pretrained
 from benchmarks.recording import library_commit, record, recorded
 from benchmarks.rival_heuristics import greedy_l1
 from qcqp_prune.data import Augmentation, BatchLoader, DataSplit, cifar10, fashion_mnist
@@ -40,7 +39,6 @@ from qcqp_prune.solve.result import RawSolution, Reason, Termination
 from qcqp_prune.train import Control, FinetuneConfig, PSPConfig, SPRConfig, finetune
 
 CACHE = ROOT / ".cache" / "continuous"
-DATA = Path(os.environ.get("QCQP_PRUNE_DATA") or ROOT / ".cache" / "data")
 ALPHA = 0.3
 PLAIN = (0.1, 0.5, 2.0)
 """Strengths of SPR without a budget. What each would leave by its own rule is recorded beside the rest."""
@@ -257,9 +255,8 @@ def _figures(report: qp.PruneReport) -> dict[str, Any]:
         "kept": {name: int(keep.sum()) for name, keep in report.masks.keep.items()},
     }
     if report.regularised is not None:
-        trace = report.regularised.trace
-        row["training"] = report.regularised.history["epochs"]
-        row["control"] = [{**asdict(point), "violation": point.violation} for point in trace]
+        trained = report.regularised.to_json()
+        row["training"], row["control"] = trained["history"]["epochs"], trained["trace"]
     if report.training is not None:
         row["finetuning"] = report.training["epochs"]
     return row

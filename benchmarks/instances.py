@@ -17,6 +17,9 @@ from qcqp_prune import models
 
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAINED = Path(os.environ.get("QCQP_PRUNE_PRETRAINED") or ROOT.parent / "shared" / "data" / "pretrained")
+DATA = Path(os.environ.get("QCQP_PRUNE_DATA") or ROOT / ".cache" / "data")
+"""Where data sets lie unpacked."""
+
 WEIGHTS = {
     "resnet20": "resnet20-12fca82f.th",
     "resnet32": "resnet32-d509ac18.th",

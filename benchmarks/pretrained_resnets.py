@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import qcqp_prune as qp
-from benchmarks.instances import INSTANCES, ROOT
+from benchmarks.instances import DATA, INSTANCES
 from benchmarks.recording import record
 
 BUDGETS: tuple[dict[str, str], ...] = (
@@ -56,8 +55,7 @@ def main() -> None:
 def _data() -> Any:
     from qcqp_prune.data import cifar10
 
-    root = Path(os.environ.get("QCQP_PRUNE_DATA") or ROOT / ".cache" / "data")
-    return cifar10(root / "cifar-10-batches-bin") if root.is_dir() else None
+    return cifar10(DATA / "cifar-10-batches-bin") if DATA.is_dir() else None
 
 
 def _one(

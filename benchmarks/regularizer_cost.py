@@ -29,8 +29,6 @@ from qcqp_prune.train.regularizer import Regularizer
 
 BATCH = 128
 BUDGET = {"params": "50%"}
-PUBLISHED = {"resnet20": 2.0, "resnet56": 2.15}
-"""What SPR's published implementation costs (seed paper, section 4: seconds of an epoch with over without)."""
 
 Make = Callable[[nn.Module, qp.ChannelGraph], Regularizer | None]
 

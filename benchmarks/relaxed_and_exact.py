@@ -1,7 +1,6 @@
 """Relaxed masks beside exact ones on one instance: the pretrained ResNet-20 at half of its multiply-adds.
 
-    python -m benchmarks.relaxed_and_exact [--network resnet20] [--budget 50%] [--seconds 120]
-                                           [--train 4] [--batches 100] [--threads 1]
+    python -m benchmarks.relaxed_and_exact [--budget 50%] [--seconds 120] [--train 4] [--batches 100] [--threads 1]
 
 Origins: ``auto`` and ``block_coordinate``, magnitude top-k, the three relaxations with their bounds, and the indicators
 of SPR (units) and PSP (channels) after a few short epochs with prices that follow the same budget. All are judged by
@@ -20,8 +19,8 @@ import torch
 from torch import nn
 
 import qcqp_prune as qp
-from benchmarks.continuous import CACHE, DATA, TopK, resnet20
-from benchmarks.instances import INSTANCES
+from benchmarks.continuous import CACHE, TopK, resnet20
+from benchmarks.instances import DATA, INSTANCES
 from benchmarks.recording import library_commit, record
 from qcqp_prune.continuous import train_regularised
 from qcqp_prune.train import PSPConfig, SPRConfig
@@ -33,7 +32,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--network", default="resnet20", choices=["resnet20"])
     parser.add_argument("--budget", default="50%")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--train", type=int, default=4)
@@ -41,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, graph = INSTANCES[options.network].traced()
+    model, graph = INSTANCES["resnet20"].traced()
     problem = qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), {"macs": options.budget})
     seconds: dict[str, float] = {}
     origins: dict[str, Any] = {}
@@ -58,7 +56,7 @@ def main() -> None:
     comparison = qp.compare(problem, origins, time_limit=20.0)
     rows = [
         {
-            "network": options.network,
+            "network": "resnet20",
             "budget": options.budget,
             "commit": library_commit(),
             "seconds": {name: round(value, 1) for name, value in seconds.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -126,8 +126,7 @@ def train_regularised(
         method = SPR(model, graph, training.method, bounds=training.bounds, layers=training.layers)
     control = None
     if training.control is not None and budgets is not None:
-        steps = asdict(training.control)
-        control = BudgetController(method, graph, budgets, resources=resources, **steps)
+        control = BudgetController(method, graph, budgets, training.control, resources=resources)
     history = finetune(
         model,
         training.loader,
@@ -150,17 +149,10 @@ def train_regularised(
 class Indicators:
     """An importance: what units are worth after a training under a regulariser.
 
-    <<<<<<< HEAD
-    A selection is worth the relaxed use that it retains, as in ``rounded``. By the rule, each unit is worth its relaxed
-    mask times its marginal cost, and units that count as zero are worth less than nothing; without budgets the best
-    selection is then the rule itself, unless floors, multiples, ties or links forbid it, and else differs from it in
-    units of little marginal cost.
-    =======
-    A selection is worth what layers retain of the relaxed masks, as in ``rounded``. By the rule, each unit is worth its
+    A selection is worth how near it is to the relaxed masks, as in ``rounded``. By the rule, each unit is worth its
     relaxed mask times its marginal cost, and units that count as zero are worth less than nothing; without budgets the
-    best selection is then the one that differs from the rule in the fewest units, which is the rule itself unless
-    floors, multiples, ties or links forbid it.
-    >>>>>>> exp5
+    best selection is then the rule itself, unless floors, multiples, ties or links forbid it, and else differs from it
+    in units of little marginal cost.
 
     Attributes:
         problem: whose budgets the selection is to meet.

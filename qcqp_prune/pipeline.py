@@ -175,13 +175,10 @@ def prune(
         )
     if budgets is None and (training is None or training.control is not None):
         raise InvalidBudgetError('no budget given: ask for something such as budgets={"macs": "50%"}')
-    if (
-        training is not None
-        and training.checkpoint is not None
-        and training.checkpoint == recovery.checkpoint
-    ):
+    files = [None if x is None else x.checkpoint for x in (training, recovery)]
+    if None not in files and len({os.path.abspath(file) for file in files if file is not None}) == 1:
         raise InvalidOptionError(
-            f"{training.checkpoint} is the checkpoint of two trainings, before the cut and after it: give two files"
+            f"{files[0]} is the checkpoint of two trainings, before the cut and after it: give two files"
         )
     if training is not None and isinstance(solver, str) and solver != "auto":
         get_backend(solver)  # one that is not there is said before anything is trained

@@ -330,6 +330,6 @@ def test_an_unfinished_training_says_so(tmp_path: Path) -> None:
             IMAGE,
             budgets={"macs": "50%"},
             training=qp.Training(loader(), 1, config=STILL, checkpoint=both),
-            recovery=qp.Recovery(train=loader(), epochs=1, checkpoint=both),
+            recovery=qp.Recovery(train=loader(), epochs=1, checkpoint=str(both)),
         )
     assert not both.exists()

@@ -24,7 +24,6 @@ from qcqp_prune.train.regularizer import Regularizer
 _SEARCH = "block_coordinate"
 """Selects during training, where a good selection at once is worth more than the best one later."""
 
-
 _NOISE = 0.01
 """A share of the limit by which the use may rise between two updates without meaning anything."""
 
@@ -92,14 +91,14 @@ class BudgetController:
         regularizer: SPR, or PSP with ``structure="channel"``, of the network.
         graph: its channel graph.
         budgets: as for ``PruningProblem.build``.
+        control: how prices follow the budgets; ``Control()`` where None.
         resources: further resources.
-        rate, damping, every, reselect: as in ``Control``.
 
     Attributes:
         trace: one point for each update.
 
     Raises:
-        InvalidOptionError: a step is not positive, or the budgets ask for units that the regulariser does not act on.
+        InvalidOptionError: the budgets ask for units that the regulariser does not act on.
         InvalidBudgetError, InfeasibleError: the budgets cannot be read, or met.
 
     References:
@@ -111,15 +110,12 @@ class BudgetController:
         regularizer: PricedRegularizer,
         graph: ChannelGraph,
         budgets: Budgets,
+        control: Control | None = None,
         *,
         resources: Sequence[Any] = (),
-        rate: float = 0.2,
-        damping: float = 1.0,
-        every: int = 5,
-        reselect: int = 10,
     ) -> None:
         self.regularizer, self.graph = regularizer, graph
-        self.steps = Control(rate, damping, every, reselect)
+        self.steps = Control() if control is None else control
         # The problem knows how budgets are read, and whether they can be met at all.
         worthless = PairwiseForm(np.zeros(graph.unit_count))
         self._problem = PruningProblem.build(graph, worthless, budgets, resources=resources)
@@ -127,8 +123,8 @@ class BudgetController:
         self._multipliers = np.zeros(len(self._problem.limits))
         self._step = 0
         self._idle = idle(graph, regularizer.unit_of)
-        self._start = np.ones(len(graph.groups))
-        self._start = self._largest(np.ones(graph.unit_count, np.bool_))
+        # The largest size of each group, for those of which S has none.
+        self._start = self._largest(self._own_sizes(), self._selected)
         self.trace: list[ControlPoint] = []
         self._update()
 
@@ -215,15 +211,19 @@ class BudgetController:
 
     def _sizes(self) -> FloatArray:
         """The size of each unit beside the largest of its group that is selected, ``(units,)`` in [0, 1]."""
-        sizes = by_unit(self.graph, self.regularizer.unit_of, self.regularizer.sizes())
-        return np.minimum(1.0, sizes / self._largest(self._selected)[self.graph.group_of_unit])
+        sizes = self._own_sizes()
+        largest = self._largest(sizes, self._selected)
+        beside = np.where(largest > 0, largest, self._start)
+        return np.minimum(1.0, sizes / beside[self.graph.group_of_unit])
 
-    def _largest(self, among: BoolArray) -> FloatArray:
-        """The largest size in each group among some units; of a group without any, what it was at the start."""
-        sizes = by_unit(self.graph, self.regularizer.unit_of, self.regularizer.sizes())
+    def _own_sizes(self) -> FloatArray:
+        return by_unit(self.graph, self.regularizer.unit_of, self.regularizer.sizes())
+
+    def _largest(self, sizes: FloatArray, among: BoolArray) -> FloatArray:
+        """The largest size in each group among some units, ``(groups,)``; 0 without any."""
         largest = np.zeros(len(self.graph.groups))
         np.maximum.at(largest, self.graph.group_of_unit[among], sizes[among])
-        return np.where(largest > 0, largest, self._start)
+        return largest
 
     def _point(self, step: float, *numbers: float) -> ControlPoint:
         """A point of the trace from its step, uses and multipliers."""

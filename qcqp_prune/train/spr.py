@@ -156,10 +156,7 @@ class SPR:
     @torch.no_grad()
     def sizes(self) -> FloatArray:
         """The norm of each entity, ``(entities,)``."""
-        square = self._rows.values(self._tensors).square
-        owner = self._rows.owner.to(square.device)
-        found = square.new_zeros(self.entities.count + 1).index_add_(0, owner, square)[:-1]
-        return np.asarray(found.sqrt().double().cpu())
+        return np.asarray(self._squares(self._rows.values(self._tensors)).sqrt().double().cpu())
 
     def unit_indicators(self) -> FloatArray:
         """The relaxed indicator of each unit, ``(units,)``: the largest of its entities', 1 for units without any."""
@@ -208,6 +205,11 @@ class SPR:
         self._limit.copy_(state["limit"])
         self._prices.copy_(state["prices"])
 
+    def _squares(self, rows: RowValues) -> Tensor:
+        """The sum of squares of each entity."""
+        sums = rows.square.new_zeros(self.entities.count + 1)
+        return sums.index_add_(0, self._rows.owner, rows.square)[:-1]
+
     def _row_limits(self) -> Tensor:
         return self._limit.clamp(min=torch.finfo(self._limit.dtype).tiny)[self._rows.block]
 
@@ -221,9 +223,12 @@ class SPR:
         if self._running:
             self._limit.scatter_reduce_(0, self._rows.block, rows.largest, "amax")
         reach = rows.largest / self._row_limits()
-        square = rows.square.new_zeros(count + 1).index_add_(0, owner, rows.square)[:-1]
         most = reach.new_zeros(count + 1).scatter_reduce_(0, owner, reach, "amax")[:-1]
-        return perspective(square.sqrt(), most, self.config.alpha, self.config.variant), rows, reach
+        return (
+            perspective(self._squares(rows).sqrt(), most, self.config.alpha, self.config.variant),
+            rows,
+            reach,
+        )
 
 
 class _Penalty(torch.autograd.Function):

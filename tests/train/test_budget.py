@@ -14,7 +14,7 @@ from qcqp_prune.data import digits
 from qcqp_prune.errors import InfeasibleError, InvalidOptionError, TrainingError
 from qcqp_prune.models import DigitsNet
 from qcqp_prune.train import Callback, FinetuneConfig, TrainingState, finetune
-from qcqp_prune.train.budget import BudgetController
+from qcqp_prune.train.budget import BudgetController, Control
 from qcqp_prune.train.entities import by_unit, of_entities
 from qcqp_prune.train.psp import PSP, PSPConfig
 from qcqp_prune.train.spr import SPR, SPRConfig
@@ -32,7 +32,7 @@ def test_prices_are_marginal_costs_of_what_is_to_go() -> None:
     """By hand: MACs 3a + ab + 2b of relaxed counts a and b; both groups' entities are rows of one layer each."""
     model, graph = chain()
     spr = SPR(model, graph, SPRConfig(alpha=0.3), bounds="fixed")
-    control = BudgetController(spr, graph, {"macs": "25%"}, rate=0.1, damping=2.0, every=1)
+    control = BudgetController(spr, graph, {"macs": "25%"}, Control(rate=0.1, damping=2.0, every=1))
     selected = control.state_dict()["selected"].numpy()[spr.unit_of]
     kept_a, kept_b = selected[:4].sum(), selected[4:].sum()
     limit = (12 + 20 + 10) // 4
@@ -57,7 +57,7 @@ def test_weights_that_all_shrink_meet_no_budget() -> None:
     """A norm would undo it. What counts is what is left beside the largest; where that returns, the price falls."""
     model, graph = chain()
     spr = SPR(model, graph, SPRConfig(alpha=0.3), bounds="fixed")
-    control = BudgetController(spr, graph, {"macs": "25%"}, every=1)
+    control = BudgetController(spr, graph, {"macs": "25%"}, Control(every=1))
     selected = control.state_dict()["selected"][spr.unit_of]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -121,7 +121,7 @@ def test_channels_that_only_links_speak_of_vanish_with_their_parts() -> None:
 
     spr()  # bounds before anything is small
     scaled(parts[np.isin(wholes, np.unique(wholes)[::3])], 1e-3)
-    control = BudgetController(spr, graph, {"macs": "50%"}, every=1)
+    control = BudgetController(spr, graph, {"macs": "50%"}, Control(every=1))
     selected = control.state_dict()["selected"].numpy()
     assert not selected[wholes].all()
     scaled(np.flatnonzero(~selected), 0.0)
@@ -137,7 +137,7 @@ def test_a_group_that_goes_with_its_block_vanishes() -> None:
     model = DigitsNet()
     graph = qp.trace(model, torch.zeros(1, 1, 8, 8), blocks=True)
     spr = SPR(model, graph, SPRConfig(structure="units"))
-    control = BudgetController(spr, graph, {"macs": "10%"}, every=1)
+    control = BudgetController(spr, graph, {"macs": "10%"}, Control(every=1))
     units = graph.units([g.id for g in graph.groups].index("block1.conv1"))
     assert not control.state_dict()["selected"][units].any()
     assert control.presence()[units].max() == 1
@@ -182,7 +182,7 @@ def digits_run(seed: int = 0) -> tuple[DigitsNet, BudgetController]:
     model = DigitsNet()
     graph = qp.trace(model, torch.zeros(1, 1, 8, 8))
     spr = SPR(model, graph, SPRConfig(alpha=0.3, structure="units"))
-    return model, BudgetController(spr, graph, {"params": "50%"}, every=2, rate=0.5, reselect=3)
+    return model, BudgetController(spr, graph, {"params": "50%"}, Control(every=2, rate=0.5, reselect=3))
 
 
 def test_a_killed_run_with_a_budget_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -238,4 +238,4 @@ def test_bad_budgets_are_refused_before_training() -> None:
     with pytest.raises(InfeasibleError):
         BudgetController(spr, graph, {"macs": "1%"})
     with pytest.raises(InvalidOptionError, match="every"):
-        BudgetController(spr, graph, {"macs": "50%"}, every=0)
+        BudgetController(spr, graph, {"macs": "50%"}, Control(every=0))
