@@ -1,10 +1,11 @@
 """Random networks of all families, up to twelve blocks deep: identities 2 and 3 under random masks.
 
-    python -m benchmarks.random_graphs [--examples 10000] [--seed 0] [--minutes 60] [--again]
+    python -m benchmarks.random_graphs [--examples 10000] [--seed 0] [--jobs 1] [--minutes 60] [--again]
 
 Hypothesis draws networks, options and masks as the tests do (``tests.recipes``, ``tests.checks``), in batches of 50,
-each with a seed of its own. After each batch everything so far is written to benchmarks/results/random_graphs.json; a
-run goes on from there, and stops after the minutes given. A violation is recorded with what reproduces it.
+each with a seed and a process of its own. After each batch everything so far is written to
+benchmarks/results/random_graphs.json; a run goes on from there, and begins no batch after the minutes given. A
+violation is recorded with what reproduces it.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import UnsatisfiedAssumption
 
-from benchmarks.recording import RESULTS, record
+from benchmarks.recording import RESULTS, in_a_process, library_commit, record
 from tests.checks import MASKS, Example, check, examples
 from tests.recipes import recipes
 
@@ -35,24 +37,34 @@ def main() -> None:
     )
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore", message="LSTM with projections")
     rows = [] if options.again else _recorded(options.seed)
-    ends = time.monotonic() + 60 * options.minutes
-    while sum(row["examples"] for row in rows) < options.examples and time.monotonic() < ends:
-        rows.append(batch(options.seed, len(rows)))
-        record("random_graphs", rows, packages=("hypothesis",))
-        done, found = (
-            sum(x) for x in zip(*((r["examples"], len(r["violations"])) for r in rows), strict=True)
-        )
-        print(f"{done} examples, {found} violations", flush=True)
+    there = {row["batch"] for row in rows}
+    ends, lock = time.monotonic() + 60 * options.minutes, Lock()
+
+    def run(number: int) -> None:
+        if time.monotonic() > ends:
+            return
+        row = in_a_process("benchmarks.random_graphs:batch", options.seed, number)
+        with lock:
+            rows.append(row)
+            record("random_graphs", sorted(rows, key=lambda r: int(r["batch"])), packages=("hypothesis",))
+            done, found = (
+                sum(x) for x in zip(*((r["examples"], len(r["violations"])) for r in rows), strict=True)
+            )
+            print(f"{done} examples, {found} violations", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(run, [n for n in range(-(-options.examples // BATCH)) if n not in there]))
 
 
 def batch(seed: int, number: int) -> dict[str, Any]:
     """One batch: how many examples, how often each family and option occurred, and what was violated."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", message="LSTM with projections")
     counted: Counter[str] = Counter()
     violations: list[dict[str, str]] = []
     started = time.perf_counter()
@@ -91,7 +103,7 @@ def batch(seed: int, number: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "batch": number,
-        "commit": _commit(),
+        "commit": library_commit(),
         "examples": total,
         "masks": MASKS * total,
         "seconds": round(time.perf_counter() - started, 1),
@@ -104,14 +116,6 @@ def _recorded(seed: int) -> list[dict[str, Any]]:
     path = RESULTS / "random_graphs.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     return [row for row in rows if row["seed"] == seed]
-
-
-def _commit() -> str:
-    """The commit that was checked out; marked where the working tree differed from it."""
-    out = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], check=True, capture_output=True, text=True
-    )
-    return out.stdout.strip()
 
 
 if __name__ == "__main__":
