@@ -7,7 +7,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from qcqp_prune.importance.layerwise import weight_tensors
 from qcqp_prune.importance.patches import write_matrix
 from qcqp_prune.importance.producers import producing_costs
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
+from qcqp_prune.importance.samples import samples_of
 from qcqp_prune.importance.taylor import Loss
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
@@ -100,7 +100,7 @@ class Calibrated:
         """
         weight_tensors(model, graph)
         device = next(model.parameters()).device
-        inputs, targets = _some(self.batches, self.samples, device)
+        inputs, targets = samples_of(self.batches, self.samples, device, "Calibrated")
         observed = Observed(model, graph)
         found = readers(observed, inputs, seed=self.seed)
         curvatures(observed, inputs, found, seed=self.seed)
@@ -314,26 +314,3 @@ def increments(costs: FloatArray, measured: Mapping[int, float]) -> FloatArray:
 def _by_cost(costs: FloatArray) -> Elimination:
     order: IntArray = np.argsort(costs, kind="stable").astype(np.int64)
     return Elimination(order, costs[order], {})
-
-
-def _some(batches: Iterable[Any], samples: int, device: torch.device) -> tuple[list[Any], list[Tensor]]:
-    """Batches of one size, on the network's device, of together ``samples`` samples at most, one batch at least."""
-    inputs: list[Any] = []
-    targets: list[Tensor] = []
-    for batch in islice(batches, samples):
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            raise InvalidOptionError(
-                f"Calibrated was given a {type(batch).__name__} as a batch: give a loader of pairs (inputs, targets)"
-            )
-        if targets and len(batch[1]) != len(targets[0]):
-            continue  # a smaller last one
-        if targets and sum(map(len, targets)) + len(batch[1]) > samples:
-            break
-        x = batch[0] if isinstance(batch[0], tuple | list) else (batch[0],)
-        inputs.append((tuple(v.to(device) if isinstance(v, Tensor) else v for v in x), {}))
-        targets.append(batch[1].to(device))
-    if not inputs:
-        raise InvalidOptionError(
-            "Calibrated was given no batch: pass a loader with at least one (one-shot iterators run dry)"
-        )
-    return inputs, targets

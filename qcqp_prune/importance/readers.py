@@ -35,11 +35,12 @@ class Reader:
     Attributes:
         layer: index in ``graph.layers`` of its first call.
         weight: the layer's own rows, ``(outputs, columns) float64``.
-        second: sum of products of any two columns, ``(columns, columns)``, or of squares, ``(columns,)``.
+        second: sum of products of two columns of one segment, ``(columns, columns)``, or of squares, ``(columns,)``.
         first: sum of each column.
         rows: how many rows were summed.
         shift: where a change of the output's mean can be put: name of a bias, or of a batch norm's running mean, with
             the sign that it has there; None where there is no such place.
+        segments: of a grouped convolution, whose outputs each read the columns of one segment only.
         curvature: mean over samples of the summed squared gradient of the network's output, ``(outputs,)``.
     """
 
@@ -49,6 +50,7 @@ class Reader:
     first: Tensor
     shift: tuple[str, int] | None
     rows: int = 0
+    segments: int = 1
     curvature: Tensor | None = None
 
     def covariance(self, ridge: float) -> Tensor:
@@ -59,7 +61,7 @@ class Reader:
             second = second - mean**2 if self.shift else second
             return second + ridge * second.mean().clamp(min=torch.finfo(second.dtype).tiny)
         if self.shift:
-            second = second - torch.outer(mean, mean)
+            second = second - _within(torch.outer(mean, mean), self.segments)
         return second + ridge * second.diagonal().mean().clamp(min=1e-30) * torch.eye(len(second)).to(second)
 
     def columns_of(self, axis: IntArray, units: range) -> Tensor:
@@ -98,11 +100,13 @@ def readers(observed: Observed, batches: Sequence[Any], *, seed: int = 0) -> dic
                 continue
             key = (layer.weight, layer.rows)
             if key not in found:
-                found[key] = _empty(k, as_matrix(layer, weight), shift_of(steps.followed, node))
+                found[key] = _empty(
+                    k, as_matrix(layer, weight), shift_of(steps.followed, node), layer.segments
+                )
             for read, made in zip(steps[read_by(node)], steps.evaluate(node), strict=True):
                 columns = found[key].weight.shape[1]
                 wanted = -(-max(ROWS, PER_COLUMN * columns) // len(batches))
-                _add(found[key], patches.read(read, patches.draw(made, wanted, generator)), layer.segments)
+                _add(found[key], patches.read(read, patches.draw(made, wanted, generator)))
     return found
 
 
@@ -134,7 +138,7 @@ def curvatures(
             if (layer.weight, layer.rows) in found and not out.requires_grad:
                 out = out.requires_grad_()
             made.append((k, out))  # noqa: B023 - called before the next batch
-            return out
+            return out.clone()  # what follows may work in place
 
         with torch.enable_grad():
             leaves = [x for x in observed.run(batch, see) if isinstance(x, Tensor) and x.requires_grad]
@@ -179,20 +183,24 @@ def _is_plain(followed: Followed, node: Node) -> bool:
     return any(argument(node, name) in followed.state for name in ("weight", "mat2", "other"))
 
 
-def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None) -> Reader:
+def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None, segments: int) -> Reader:
     columns = weight.shape[1]
     size = (columns, columns) if columns <= LARGEST else (columns,)
-    return Reader(layer, weight, weight.new_zeros(size), weight.new_zeros(columns), shift)
+    return Reader(layer, weight, weight.new_zeros(size), weight.new_zeros(columns), shift, segments=segments)
 
 
-def _add(reader: Reader, rows: Tensor, segments: int) -> None:
+def _add(reader: Reader, rows: Tensor) -> None:
     if reader.second.ndim == 1:
         reader.second += rows.double().square().sum(0)
     else:
-        products = (rows.T @ rows).double()
-        width = len(products) // segments
-        for s in range(segments):
-            own = slice(s * width, (s + 1) * width)
-            reader.second[own, own] += products[own, own]
+        reader.second += _within((rows.T @ rows).double(), reader.segments)
     reader.first += rows.double().sum(0)
     reader.rows += len(rows)
+
+
+def _within(products: Tensor, segments: int) -> Tensor:
+    """Products of two columns with those of different segments at zero."""
+    if segments == 1:
+        return products
+    own = torch.arange(len(products), device=products.device) // (len(products) // segments)
+    return products * (own[:, None] == own)

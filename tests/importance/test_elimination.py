@@ -70,7 +70,7 @@ def test_a_copy_of_another_unit_goes_first_and_for_nothing() -> None:
     one, rows = reader(4, 5, shift=True, seed=2)
     rows = torch.cat([rows, rows[:, :1]], 1)
     weight = torch.cat([one.weight, 3 * one.weight[:, :1]], 1)
-    twin = Reader(0, weight, rows.T @ rows, rows.sum(0), ("bias", 1), len(rows), one.curvature)
+    twin = Reader(0, weight, rows.T @ rows, rows.sum(0), ("bias", 1), len(rows), curvature=one.curvature)
     found = eliminate([(twin, torch.arange(6)[:, None])], 6, [1], ridge=1e-9)
     assert found.order[0] in (0, 5)
     assert found.costs[0] < 1e-4 * found.costs[1]
@@ -82,7 +82,7 @@ def test_a_copy_of_another_unit_goes_first_and_for_nothing() -> None:
 
 def test_where_only_squares_are_held_columns_go_by_themselves() -> None:
     one, rows = reader(3, 5, shift=False, seed=3)
-    alone = Reader(0, one.weight, rows.square().sum(0), rows.sum(0), None, len(rows), one.curvature)
+    alone = Reader(0, one.weight, rows.square().sum(0), rows.sum(0), None, len(rows), curvature=one.curvature)
     found = eliminate([(alone, torch.arange(5)[:, None])], 5, [2], ridge=0.0)
     worth = (one.curvature[:, None] * one.weight**2 * rows.square().mean(0)).sum(0) / 2
     assert found.order.tolist() == torch.argsort(worth).tolist()
