@@ -42,9 +42,9 @@ class Fisher(Layerwise):
     of the empirical Fisher information (gradients at the given targets, not at drawn ones) for the Hessian.
 
     Gradients of single samples come from ``torch.func.vmap`` over ``torch.func.grad``, as many at once as fit into a
-    fixed amount of memory. A network that has an operator which ``vmap`` does not take, such as a recurrent layer, gets
-    them one sample after another: the same numbers, more slowly. Gradients are taken in eval mode. A weight that is
-    used several times has one gradient: each use gets its share.
+    fixed amount of memory. Where ``vmap`` does not take an operator of the network, or a loss that looks at values,
+    they are taken one sample after another: the same numbers, more slowly. Gradients are taken in eval mode. A weight
+    that is used several times has one gradient: each use gets its share.
 
     Attributes:
         batches: pairs of (inputs, targets), samples along the first dimension of both; iterated once.
@@ -129,7 +129,7 @@ class _Gradients:
         own = {id(w): name for name, w in self._weights.items()}
 
         def value(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            with tensors_replaced(self._model, lambda t: weights[own[id(t)]] if id(t) in own else t):
+            with tensors_replaced(self._model, lambda t: weights[own[id(t)]] if id(t) in own else t.detach()):
                 return self._loss(self._model(x[None]), y[None])
 
         weights = {name: w.detach() for name, w in self._weights.items()}

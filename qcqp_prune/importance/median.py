@@ -41,7 +41,8 @@ class GeometricMedian(Layerwise):
         for layer in graph.layers:
             if layer.weight:
                 filters = filters_of(layer, weights[layer.weight].double())
-                exact = "donot_use_mm_for_euclid_dist"
-                distances = torch.cdist(filters, filters, compute_mode=exact).sum(-1).flatten()
-                found[layer.name] = UnitScores(graph.axes[layer.out_axis], distances.cpu().numpy())
+                distances = torch.cdist(filters, filters, compute_mode="use_mm_for_euclid_dist")
+                distances.diagonal(dim1=1, dim2=2).zero_()  # products leave rounding there
+                total = distances.sum(-1).flatten().cpu().numpy()
+                found[layer.name] = UnitScores(graph.axes[layer.out_axis], total)
         return of_units(graph, found, "GeometricMedian")
