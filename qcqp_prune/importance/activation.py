@@ -43,8 +43,8 @@ class Activation(Layerwise):
         InvalidScoreError: a value is NaN or infinite.
 
     References:
-        Hu et al., "Network trimming" (arXiv:1607.03250), eq. 1, for APoZ; Molchanov et al., "Pruning convolutional
-        neural networks for resource efficient inference" (ICLR 2017), section 2.2, for mean and standard deviation.
+        Hu et al., "Network trimming" (arXiv:1607.03250), for APoZ; Molchanov et al., "Pruning convolutional
+        neural networks for resource efficient inference" (ICLR 2017), for mean and standard deviation.
     """
 
     batches: Batches

@@ -149,7 +149,8 @@ class Lamp:
     group scores 1; of equal ones the first counts as the larger.
 
     References:
-        Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning" (ICLR 2021), eq. 1.
+        Lee et al., "Layer-adaptive sparsity for the magnitude-based pruning" (ICLR 2021), the LAMP
+        score.
     """
 
     def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:

@@ -56,7 +56,7 @@ class Fisher(Layerwise):
         InvalidScoreError: a gradient is NaN or infinite.
 
     References:
-        LeCun et al., "Optimal brain damage" (NeurIPS 1989), eq. 5 (saliency ``h_kk u_k^2 / 2``); Theis et al., "Faster
+        LeCun et al., "Optimal brain damage" (NeurIPS 1989), the saliency ``h_kk u_k^2 / 2``; Theis et al., "Faster
         gaze prediction with dense networks and Fisher pruning" (arXiv:1801.05787), for the Fisher information.
     """
 

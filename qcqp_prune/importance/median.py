@@ -31,7 +31,8 @@ class GeometricMedian(Layerwise):
         InvalidOptionError: kernel columns are units, of which this says nothing.
 
     References:
-        He et al., "Filter pruning via geometric median" (CVPR 2019), eq. 4 and 6.
+        He et al., "Filter pruning via geometric median" (CVPR 2019), the sum of distances to all
+        other filters that stands for the distance to the median.
     """
 
     def scores(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
