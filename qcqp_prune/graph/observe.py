@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,11 +14,10 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.errors import MaskMismatchError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.graph.export import canonical_names, export, plain_attention, state_placeholders
+from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.follow import follow
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
 from qcqp_prune.graph.ops import HANDLERS
-from qcqp_prune.graph.outputs import traced_state
 from qcqp_prune.graph.walk import Handler, Walk, argument
 
 See = Callable[[int, Tensor, Tensor], "Tensor | None"]
@@ -43,6 +43,12 @@ class Observed:
         self.model, self.graph = model, graph
         self._table = {**HANDLERS, **(handlers or {})}
         self._known: dict[Any, Followed] = {}
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer of the network, detached, by any of its names."""
+        module, _, own = name.rpartition(".")
+        found: Tensor = getattr(self.model.get_submodule(module), own)
+        return found.detach()
 
     def run(self, inputs: ExampleInputs, see: See) -> list[Any]:
         """A forward pass.
@@ -82,6 +88,8 @@ class Followed:
     Attributes:
         program: the exported program.
         layer_of: index in ``graph.layers`` of each node that is a call of a layer with a weight of its own.
+        state: name of the parameter or buffer that each placeholder stands for, of tied ones the first.
+        done_after: what is read for the last time by each node.
     """
 
     def __init__(
@@ -89,9 +97,9 @@ class Followed:
     ) -> None:
         self.model = model
         self.program: ExportedProgram = export(model, call)
-        placeholders = state_placeholders(self.program, canonical_names(model))
-        walk = Walk(model, placeholders, batch_size(call))
-        follow(walk, self.program, placeholders, table)
+        names = state_placeholders(self.program, canonical_names(model))
+        walk = Walk(model, names, batch_size(call))
+        follow(walk, self.program, names, table)
         found = [layer.weight for layer in walk.layers]
         if found != [layer.weight for layer in graph.layers]:
             raise MaskMismatchError(
@@ -103,20 +111,28 @@ class Followed:
             for k, layer in enumerate(walk.layers)
             if layer.weight and not layer.by_weight and _source(layer.node) is not None
         }
+        self.state = {node: names[node.name] for node in self.program.graph.nodes if node.name in names}
+        last = {source: node for node in self.program.graph.nodes for source in node.all_input_nodes}
+        self.done_after: dict[Node, list[Node]] = {}
+        for source, node in last.items():
+            self.done_after.setdefault(node, []).append(source)
 
 
 class Steps:
     """A run of a program, node by node; ``steps[node]`` is what it gave for each batch.
 
-    Iterating gives each operator before it is computed. What it made is dropped after its last use.
+    Iterating gives each operator before it is computed, and goes on where it stopped. What an operator made is dropped
+    after its last use.
     """
 
     def __init__(self, followed: Followed, calls: Sequence[Any]) -> None:
         self.followed = followed
         self.outputs: list[Any] = []
         self._nodes = list(followed.program.graph.nodes)
-        self._leaves = [pytree.tree_leaves(call) for call in calls]
+        self._batches = len(calls)
+        self._next = 0
         self._values: dict[Node, list[Any]] = {}
+        self._bind([iter(pytree.tree_leaves(call)) for call in calls])
 
     def __getitem__(self, node: Node) -> list[Any]:
         return self._values[node]
@@ -128,26 +144,19 @@ class Steps:
         return node in self._values
 
     def __iter__(self) -> Iterator[Node]:
-        last: dict[Node, Node] = {}
-        for node in self._nodes:
-            for source in node.all_input_nodes:
-                last[source] = node
-        done: dict[Node, list[Node]] = {}
-        for source, node in last.items():
-            done.setdefault(node, []).append(source)
-        with traced_state(self.followed.model), plain_attention():
-            self._bind()
-            for node in self._nodes:
-                if node.op == "output":
-                    self.outputs = [
-                        self._values[x] if isinstance(x, Node) else x for x in pytree.tree_leaves(node.args)
-                    ]
-                elif node.op != "placeholder":
-                    yield node
-                    if node not in self._values:
-                        self.evaluate(node)
-                for source in done.get(node, ()):
-                    self._values.pop(source, None)
+        while self._next < len(self._nodes):
+            node = self._nodes[self._next]
+            if node.op == "output":
+                self.outputs = [
+                    self._values[x] if isinstance(x, Node) else x for x in pytree.tree_leaves(node.args)
+                ]
+            elif node.op != "placeholder":
+                yield node
+                if node not in self._values:
+                    self.evaluate(node)
+            self._next += 1
+            for source in self.followed.done_after.get(node, ()):
+                self._values.pop(source, None)
 
     def evaluate(self, node: Node) -> list[Any]:
         """Compute an operator whose inputs are there."""
@@ -155,30 +164,56 @@ class Steps:
             module: Any = self.followed.program.graph_module
             for name in str(node.target).split("."):
                 module = getattr(module, name)
-            self._values[node] = [module] * len(self._leaves)
+            self._values[node] = [module] * self._batches
             return self._values[node]
         target = cast(Callable[..., Any], node.target)
         self._values[node] = []
-        for batch in range(len(self._leaves)):
+        for batch in range(self._batches):
             here = {source: self._values[source][batch] for source in node.all_input_nodes}
             args, kwargs = pytree.tree_map_only(Node, here.__getitem__, (node.args, dict(node.kwargs)))
             self._values[node].append(target(*args, **kwargs))
         return self._values[node]
 
-    def _bind(self) -> None:
+    def fork(self, changes: Mapping[str, Tensor]) -> Steps:
+        """A run from here on with other parameters or buffers, which nothing that was computed so far has read.
+
+        Args:
+            changes: by name, in the network's own shapes.
+        """
+        other = copy.copy(self)
+        state = self.followed.state
+        # One copy for all: operators that work in place find views of one tensor still views of one.
+        own = {node: values for node, values in self._values.items() if node not in state}
+        other._values = dict(zip(own, copy.deepcopy(list(own.values())), strict=True))
+        for node, values in self._values.items():
+            if node in state:
+                changed = changes.get(state[node])
+                other._values[node] = values if changed is None else [changed] * self._batches
+        return other
+
+    def results(self) -> list[Any]:
+        """Run to the end; what the model returns for each batch."""
+        for _ in self:
+            pass
+        spec = self.followed.program.call_spec.out_spec
+        return [
+            pytree.tree_unflatten([x[b] if isinstance(x, list) else x for x in self.outputs], spec)
+            for b in range(self._batches)
+        ]
+
+    def _bind(self, leaves: list[Iterator[Any]]) -> None:
         """Give every placeholder its tensor: the model's own, or of the inputs."""
         program, model = self.followed.program, self.followed.model
-        state: dict[str, Tensor] = {
+        tensors: dict[str, Tensor] = {
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
         places = [node for node in self._nodes if node.op == "placeholder"]
-        leaves = [iter(leaves) for leaves in self._leaves]
         for node, spec in zip(places, program.graph_signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
                 self._values[node] = [next(x) for x in leaves]
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                self._values[node] = [state[str(spec.target)]] * len(leaves)
+                self._values[node] = [tensors[str(spec.target)]] * len(leaves)
             else:
                 self._values[node] = [program.constants[str(spec.target)]] * len(leaves)
 
