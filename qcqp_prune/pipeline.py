@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -25,8 +25,8 @@ from qcqp_prune.graph.removable import Blocks
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
 from qcqp_prune.graph.uniform import Uniform
 from qcqp_prune.graph.units import Units
-from qcqp_prune.importance import Magnitude
-from qcqp_prune.program.forms import PairwiseForm
+from qcqp_prune.importance import Importance, Magnitude
+from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.report import Accuracy, PruneReport, Regularised, budget_lines, layer_rows, other_parameters
 from qcqp_prune.solve.backend import Backend, get_backend
@@ -39,8 +39,6 @@ from qcqp_prune.train import Evaluation, FinetuneConfig, evaluate, finetune, rec
 from qcqp_prune.train.batches import Loader
 
 logger = logging.getLogger(__name__)
-
-Importance = Callable[[nn.Module, ChannelGraph], PairwiseForm]
 
 
 @dataclass(frozen=True)
@@ -169,10 +167,7 @@ def prune(
     clock = _Clock(watch)
     recovery = recovery or Recovery()
     scores: Importance = Magnitude() if importance is None else importance
-    if isinstance(scores, type) or not callable(scores):
-        raise InvalidOptionError(
-            f"importance is {importance!r}: give an object such as Magnitude(), or a function of model and graph"
-        )
+    require_importance(scores)
     if budgets is None and (training is None or training.control is not None):
         raise InvalidBudgetError('no budget given: ask for something such as budgets={"macs": "50%"}')
     files = [None if x is None else x.checkpoint for x in (training, recovery)]
@@ -244,10 +239,18 @@ def prune(
 
 
 def describe(importance: Importance) -> str:
-    """An importance in words: its name, and the variant where it has one."""
+    """An importance in words: its name, and the words, numbers and importances that it was made with."""
     name = getattr(importance, "__name__", type(importance).__name__)
-    variant = getattr(importance, "variant", None)
-    return name if variant is None else f"{name}({variant})"
+    if hasattr(importance, "variant"):
+        return f"{name}({importance.variant})"
+    parts = []
+    for part in fields(importance) if is_dataclass(importance) else ():
+        value = getattr(importance, part.name)
+        if part.name == "importance":
+            parts.append(describe(value))
+        elif isinstance(value, str | int | float):
+            parts.append(str(value))
+    return f"{name}({', '.join(parts)})" if parts else name
 
 
 def _watched(options: SolveOptions, watch: Watcher) -> SolveOptions:

@@ -20,12 +20,12 @@ from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.graph.zeroed import zeroed
 from qcqp_prune.importance.elimination import Elimination, eliminate
+from qcqp_prune.importance.gradients import Loss
 from qcqp_prune.importance.layerwise import weight_tensors
 from qcqp_prune.importance.patches import write_matrix
 from qcqp_prune.importance.producers import producing_costs
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
 from qcqp_prune.importance.samples import samples_of
-from qcqp_prune.importance.taylor import Loss
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
