@@ -36,6 +36,7 @@ import qcqp_prune as qp
 from benchmarks.accuracy_methods import METHODS, OURS, Method
 from benchmarks.recording import library_commit, matches, record, recorded
 from benchmarks.settings import SETTINGS, Setting
+from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.storage import digest_of, sha256
 
 NAME = "accuracy"
@@ -122,7 +123,7 @@ class Cell:
         epochs, batches = self.schedule
         if not epochs:
             return cut
-        key = {k: v for k, v in self.key(seed).items() if k != "method"} | {"network": cut["network"]}
+        key = {k: v for k, v in self.key(seed).items() if k != "method"} | {"weights": cut["weights"]}
         for row in recorded(NAME):
             if row["method"] != self.method and "error" not in row and matches(row, key):
                 accuracy = cut["accuracy"] | {"finetuned": row["accuracy"]["finetuned"]}
@@ -145,10 +146,10 @@ def prepared(setting: Setting, method: Method, budget: str) -> tuple[nn.Module, 
         raise RuntimeError(f"{used:,} MACs where {limit:,} are allowed")
     macs = {"used": used, "limit": limit, "dense": setting.macs, "share": used / setting.macs}
     accuracy = {"dense": dense_accuracy(setting), "cut": accuracy_of(small, setting)}
-    qp.recalibrate_batch_norm(small, setting.calibration())
+    qp.recalibrate_batch_norm(small, setting.calibration(), device=setting.recipe.device)
     accuracy["recalibrated"] = accuracy_of(small, setting)
     row = {"macs": macs, "accuracy": accuracy, "seconds": seconds, "kept": _kept(small)}
-    return small, about | row | {"network": _digest(small)}
+    return small, about | row | {"weights": _digest(small)}
 
 
 @cache
@@ -158,12 +159,14 @@ def dense_accuracy(setting: Setting) -> float:
 
 def accuracy_of(model: nn.Module, setting: Setting) -> float:
     """Of the whole test set."""
-    return qp.evaluate(model, setting.data.test.loader(500)).accuracy
+    loader = setting.data.test.loader(500)
+    return qp.evaluate(model, loader, device=setting.recipe.device).accuracy
 
 
 def _kept(model: nn.Module) -> dict[str, int]:
-    """Outputs that each convolution and linear layer still has."""
-    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    """Outputs that each convolution and linear layer still has; columns of one that chooses them."""
+    kinds = nn.Conv2d | nn.Linear | ShapeConv2d
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, kinds))
     return {name: m.weight.shape[0] for name, m in layers}
 
 

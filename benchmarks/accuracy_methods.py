@@ -30,9 +30,6 @@ from qcqp_prune.solve.backend import Backend
 from qcqp_prune.storage import read_json, sha256, write_json
 
 SELECTIONS = ROOT / ".cache" / "accuracy"
-SECONDS = 30.0
-"""Of a solver."""
-
 Method = Callable[[Setting, str], tuple[nn.Module, dict[str, Any]]]
 Objective = Callable[[Setting], Importance]
 Repair = Callable[[Setting, qp.Masks, nn.Module], None]
@@ -47,21 +44,51 @@ class Solved:
         solver: for ``solve``.
         repair: changes the smaller network in place, given the masks that it was cut by; it may read the calibration
             images, and counts as part of the method.
+        seconds: that the solver has.
     """
 
     objective: Objective
     solver: str | Backend
     repair: Repair | None = None
+    seconds: float = 30.0
 
     def __call__(self, setting: Setting, budget: str) -> tuple[nn.Module, dict[str, Any]]:
         """The smaller network, and how it was chosen."""
         form = scores(setting, self.objective)
         problem = qp.PruningProblem.build(setting.graph, form, {"macs": budget})
-        masks, about = _selected(problem, self.solver)
+        masks, about = self._selected(problem)
         small = qp.shrink(setting.model, setting.graph, masks)
         if self.repair is not None:
             self.repair(setting, masks, small)
         return small, about
+
+    def _selected(self, problem: qp.PruningProblem) -> tuple[qp.Masks, dict[str, Any]]:
+        """What the solver chooses, read from a file where the same commit chose for the same problem before.
+
+        A time limit makes a second answer another one, and seeds that are measured after an interruption should have
+        the selection of those before it.
+        """
+        path = self._place(problem)
+        if path is not None and path.is_file():
+            data = read_json(path, "a selection")
+            return qp.Masks.from_json(data["masks"]), data["about"]
+        started = time.perf_counter()
+        report = qp.solve(problem, self.solver, time_limit=self.seconds, seed=0)
+        about: dict[str, Any] = {"solver": report.solver, "objective": report.objective, "gap": report.gap}
+        about["solve_seconds"] = round(time.perf_counter() - started, 1)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"masks": report.masks.to_json(), "about": about})
+        return report.masks, about
+
+    def _place(self, problem: qp.PruningProblem) -> Path | None:
+        """Where the selection is kept; nowhere while files of the library differ from their commit."""
+        commit = library_commit()
+        if not isinstance(self.solver, str) or (commit or "").endswith("+"):
+            return None
+        # Pickled to be compared only, so that whatever an objective may hold enters.
+        whole = pickle.dumps((problem.objective, problem.limits, problem.graph.fingerprint, self.seconds))
+        return SELECTIONS / f"{commit}-{self.solver}-{sha256(whole)[:16]}.json"
 
 
 @cache
@@ -106,7 +133,7 @@ def geometric_median(setting: Setting) -> Importance:
 PAPER, L2 = partial(magnitude, "paper"), partial(magnitude, "l2")
 UNIFORM = AsSolver("uniform", uniform_filled)
 
-OURS: dict[str, Method] = {
+OURS: dict[str, Solved] = {
     f"{name}, {solver}": Solved(objective, solver)
     for name, objective in (("paper", PAPER), ("l2", L2), ("Taylor", taylor))
     for solver in ("auto", "block_coordinate")
@@ -120,34 +147,4 @@ RIVALS: dict[str, Method] = {
     "TP group norm": TorchPruning("GroupMagnitudeImportance", {"p": 2}, pruner="GroupNormPruner"),
     "TP isomorphic": TorchPruning("GroupTaylorImportance", gradients=True, options={"isomorphic": True}),
 }
-METHODS = OURS | RIVALS
-
-
-def _selected(problem: qp.PruningProblem, solver: str | Backend) -> tuple[qp.Masks, dict[str, Any]]:
-    """What the solver chooses, read from a file where the same commit chose for the same problem before.
-
-    A time limit makes a second answer another one, and seeds that are measured after an interruption should have the
-    selection of those before it.
-    """
-    path = _place(problem, solver)
-    if path is not None and path.is_file():
-        data = read_json(path, "a selection")
-        return qp.Masks.from_json(data["masks"]), data["about"]
-    started = time.perf_counter()
-    report = qp.solve(problem, solver, time_limit=SECONDS, seed=0)
-    about: dict[str, Any] = {"solver": report.solver, "objective": report.objective, "gap": report.gap}
-    about["solve_seconds"] = round(time.perf_counter() - started, 1)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"masks": report.masks.to_json(), "about": about})
-    return report.masks, about
-
-
-def _place(problem: qp.PruningProblem, solver: str | Backend) -> Path | None:
-    """Where the selection is kept; nowhere while files of the library differ from their commit."""
-    commit = library_commit()
-    if not isinstance(solver, str) or commit is None or commit.endswith("+"):
-        return None
-    # Pickled to be compared only, so that whatever an objective may hold enters.
-    whole = pickle.dumps((problem.objective, problem.limits, problem.graph.fingerprint, SECONDS))
-    return SELECTIONS / f"{commit}-{solver}-{sha256(whole)[:16]}.json"
+METHODS: dict[str, Method] = {**OURS, **RIVALS}

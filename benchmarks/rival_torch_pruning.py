@@ -126,7 +126,7 @@ def _add_gradients(model: nn.Module, setting: Setting) -> None:
     """Gradients of the loss, summed over the batches of the calibration, as its scripts do."""
     with torch.enable_grad():
         for inputs, targets in setting.calibration():
-            nn.functional.cross_entropy(model(inputs), targets).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
 
 
 def _outputs(graph: qp.ChannelGraph) -> set[str]:

@@ -36,6 +36,7 @@ def page() -> str:
         "names the command that measured it.",
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
         _section("Accuracy at equal multiply-adds", "accuracy", accuracy_tables.table),
+        _section("Table 2 of the discrete-QCQP paper", "published_table2", accuracy_tables.published),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Against rivals", "rivals", _rivals),
         _section("Residual branches that go as a whole", "blocks", _blocks),

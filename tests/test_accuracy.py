@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from benchmarks import accuracy, recording
+from benchmarks import accuracy, published_table2, recording
 from benchmarks.accuracy_methods import PAPER, UNIFORM, GeometricMedian, Solved
-from benchmarks.accuracy_tables import Cell, measured, plots, standings, table
+from benchmarks.accuracy_tables import Cell, measured, plots, published, standings, table
 from benchmarks.rival_heuristics import greedy_filled, greedy_l1, uniform_filled, uniform_l1
 from benchmarks.rival_torch_pruning import TorchPruning, nearest
 from benchmarks.settings import Setting
@@ -22,7 +22,7 @@ from qcqp_prune.data import digits
 from qcqp_prune.models import DigitsNet, ResNetCifar
 from qcqp_prune.program.program import Program
 from qcqp_prune.testing import random_problem
-from qcqp_prune.train import FinetuneConfig
+from qcqp_prune.train import Callback, FinetuneConfig
 
 
 def small_setting() -> Setting:
@@ -309,3 +309,55 @@ def test_the_plot_has_every_line_with_its_error_bars() -> None:
     heights = [abs(float(b.split("V")[1]) - float(b.split("V")[0].split()[1])) for b in bars]
     assert sum(h > 1 for h in heights) == 2  # a at 50 % and b at 25 % spread over their seeds
     assert "accuracy-net-3x100.svg" in table(ROWS)
+
+
+def test_table_2_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(recording, "RESULTS", tmp_path)
+    monkeypatch.setattr(published_table2, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(published_table2, "SETTINGS", {"resnet20": small_setting})
+    whole = qp.finetune
+
+    class Killed(Callback):
+        def on_epoch_start(self, state: Any) -> None:
+            if state.epoch == 1:
+                raise KeyboardInterrupt
+
+    def killed(*arguments: Any, **options: Any) -> Any:
+        return whole(*arguments, **options, callbacks=[Killed()])
+
+    wish = ["--networks", "resnet20", "--method", "paper, block_coordinate", "--seconds", "2"]
+    wish += ["--epochs", "2", "--batches", "2", "--device", "cpu", "--threads", "1"]
+    monkeypatch.setattr(qp, "finetune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        published_table2.main(wish)
+    assert recording.recorded("published_table2") == []
+    resumed = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        history = whole(*arguments, **options)
+        resumed.append(history.resumed_at)
+        return history
+
+    monkeypatch.setattr(qp, "finetune", watched)
+    published_table2.main(wish)
+    assert resumed == [1, 0, 0, 0]
+    published_table2.main(wish)
+    assert len(resumed) == 4
+    rows = recording.recorded("published_table2")
+    asked = [(r["units"], r["budget"]) for r in rows]
+    assert asked == [("channels", "58.3%"), ("channels", "46.0%"), ("shape", "57.8%"), ("shape", "46.0%")]
+    for row in rows:
+        assert row["macs"]["used"] <= row["macs"]["limit"] < row["macs"]["dense"]
+        assert [epoch["epoch"] for epoch in row["training"]] == [1, 2]
+        assert [epoch["lr"] for epoch in row["training"]] == [0.01, pytest.approx(0.01 * 0.2**2)]
+    # A filter of 3 x 3 has nine columns, so a layer with columns keeps more of them than it had filters.
+    assert rows[0]["kept"]["block1.conv1"] <= 12 < rows[2]["kept"]["block1.conv1"] <= 9 * 12
+    text = published(rows)
+    assert "| resnet20 | channels | 58.3% |" in text
+    assert text.count("| 2 of 2 batches |") == 4
+    assert [line.rsplit("|", 2)[1].strip() for line in text.splitlines()[4:]] == [
+        "0.47",
+        "1.25",
+        "-0.05",
+        "0.51",
+    ]
