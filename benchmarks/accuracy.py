@@ -10,13 +10,17 @@ of the whole test set: dense, straight after the cut (with the method's own repa
 is what *before finetuning* means for every method, and finetuned.
 
 Rows that are recorded are not measured again (``--again`` does so), so a stopped run goes on with the row that it was
-at; two processes may measure different instances. ``--dry`` measures and writes nothing. Methods:
+at; two processes may measure different instances or budgets. ``--dry`` measures and writes nothing. Methods:
 ``benchmarks.accuracy_methods``. Torch-Pruning needs the extra ``bench``; data as in ``benchmarks.settings``.
 
 The default schedule is what two cores can do in about eight hours. Processor seconds of one thread for a batch of 128
 were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.5 to 1.0 for ResNet-56; a test set took
-6 to 10 and 17 to 30. Ten methods at four budgets with three seeds are 120 runs of each, so 300 batches are ten
-hours of one core, their tests and the small networks another three.
+6 to 10 and 17 to 30. Twelve different networks at four budgets with three seeds are 144 runs of each, so 300 batches
+take three and nine and a half hours of one core, tests two, selections and the small networks two. The halves::
+
+    python -m benchmarks.accuracy --instances resnet56 --budgets 58% 50% 46%
+    python -m benchmarks.accuracy --instances resnet20 lenet5 small_vgg && \\
+        python -m benchmarks.accuracy --instances resnet56 --budgets 30%
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from benchmarks import accuracy, published_table2, recording
+from benchmarks import accuracy, accuracy_methods, published_table2, recording
 from benchmarks.accuracy_methods import PAPER, UNIFORM, GeometricMedian, Solved
 from benchmarks.accuracy_tables import Cell, measured, plots, published, standings, table
 from benchmarks.rival_heuristics import greedy_filled, greedy_l1, uniform_filled, uniform_l1
@@ -29,6 +29,13 @@ def small_setting() -> Setting:
     torch.manual_seed(0)
     config = FinetuneConfig(lr=0.01)
     return Setting("digits", DigitsNet(), torch.zeros(1, 1, 8, 8), digits(), None, config)
+
+
+@pytest.fixture(autouse=True)
+def selections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where selections are kept meanwhile: nothing that was chosen before enters."""
+    monkeypatch.setattr(accuracy_methods, "SELECTIONS", tmp_path / "selections")
+    return tmp_path / "selections"
 
 
 Runs = list[list[list[int]]]
@@ -129,6 +136,35 @@ def test_one_network_is_finetuned_once_for_each_seed(bench: Runs, monkeypatch: p
     assert len(bench) == 2
     assert [row.get("same_network_as") for row in rows] == [None, None, "a", "a"]
     assert [row["accuracy"] for row in rows[:2]] == [row["accuracy"] for row in rows[2:]]
+
+
+def test_a_selection_is_made_once_for_a_commit_and_a_problem(
+    monkeypatch: pytest.MonkeyPatch, selections: Path
+) -> None:
+    setting, solved = small_setting(), []
+    solve = qp.solve
+
+    def counted(problem: qp.PruningProblem, *arguments: Any, **options: Any) -> qp.SolveReport:
+        solved.append(problem.limits["macs"])
+        return solve(problem, *arguments, **options)
+
+    monkeypatch.setattr(qp, "solve", counted)
+    monkeypatch.setattr(accuracy_methods, "library_commit", lambda: "abc")
+    method = Solved(PAPER, "block_coordinate")
+    first, about = method(setting, "60%")
+    second, again = method(setting, "60%")
+    assert len(solved) == 1
+    assert about == again
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    method(setting, "50%")
+    Solved(accuracy_methods.L2, "block_coordinate")(setting, "60%")
+    monkeypatch.setattr(accuracy_methods, "library_commit", lambda: "abd")
+    method(setting, "60%")
+    assert len(solved) == 4
+    monkeypatch.setattr(accuracy_methods, "library_commit", lambda: "abd+")  # the library was edited
+    method(setting, "60%")
+    assert len(solved) == 5
+    assert len(list(selections.iterdir())) == 4
 
 
 def test_the_repair_is_part_of_the_method_and_recalibration_of_all(bench: Runs) -> None:
