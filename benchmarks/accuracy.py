@@ -4,10 +4,10 @@
                                   [--seeds 0 1 2] [--epochs 3] [--batches 100] [--threads 1] [--again] [--dry]
 
 One row for each instance, method, budget and seed. Every method starts from the same dense network, may look at the
-same 2,500 training images, and gets the same recalibration of its batch norms and the same finetuning: the same recipe
-and, for one seed, the same batches in the same order. An "epoch" has ``--batches`` batches of 128 images. Accuracy is
-of the whole test set: dense, straight after the cut (with the method's own repair, if it has one), recalibrated, which
-is what *before finetuning* means for every method, and finetuned.
+same 2,500 training images, and gets the same finetuning: the same recipe and, for one seed, the same batches in the
+same order. An "epoch" has ``--batches`` batches of 128 images. Accuracy is of the whole test set: dense, straight after
+the cut, *before finetuning*, and finetuned. Before finetuning a method with a repair of its own is repaired by it, and
+the batch norms of every other are recalibrated on the 2,500 images (which would undo part of a least squares repair).
 
 Rows that are recorded are not measured again (``--again`` does so), so a stopped run goes on with the row that it was
 at; two processes may measure different instances or budgets. ``--dry`` measures and writes nothing. Methods:
@@ -141,17 +141,21 @@ class Cell:
 
 
 def prepared(setting: Setting, method: Method, budget: str) -> tuple[nn.Module, Row]:
-    """The smaller network, recalibrated, and what a row says of it before finetuning."""
+    """The smaller network, repaired or recalibrated, and what a row says of it before finetuning."""
     started = time.perf_counter()
     small, about = method(setting, budget)
+    cut = accuracy_of(small, setting)
+    repair = getattr(method, "repair", None)
+    if repair is None:
+        qp.recalibrate_batch_norm(small, setting.calibration(), device=setting.recipe.device)
+    else:
+        repair(setting, about.pop("masks"), small)
     seconds = {"cut": round(time.perf_counter() - started, 1)}
     used, limit = qp.Macs().measure(small, setting.example), setting.limit(budget)
     if used > limit:
         raise RuntimeError(f"{used:,} MACs where {limit:,} are allowed")
     macs = {"used": used, "limit": limit, "dense": setting.macs, "share": used / setting.macs}
-    accuracy = {"dense": dense_accuracy(setting), "cut": accuracy_of(small, setting)}
-    qp.recalibrate_batch_norm(small, setting.calibration(), device=setting.recipe.device)
-    accuracy["recalibrated"] = accuracy_of(small, setting)
+    accuracy = {"dense": dense_accuracy(setting), "cut": cut, "before": accuracy_of(small, setting)}
     row = {"macs": macs, "accuracy": accuracy, "seconds": seconds, "kept": _kept(small)}
     return small, about | row | {"weights": _digest(small)}
 

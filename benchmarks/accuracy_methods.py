@@ -14,8 +14,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 import qcqp_prune as qp
@@ -24,7 +22,6 @@ from benchmarks.recording import library_commit
 from benchmarks.rival_heuristics import AsSolver, greedy_filled, uniform_filled
 from benchmarks.rival_torch_pruning import TorchPruning
 from benchmarks.settings import Setting
-from qcqp_prune.importance.layerwise import own_rows, weight_tensors
 from qcqp_prune.pipeline import Importance
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.storage import read_json, sha256, write_json
@@ -42,8 +39,8 @@ class Solved:
     Attributes:
         objective: gives the importance for a setting, which may read its calibration images.
         solver: for ``solve``.
-        repair: changes the smaller network in place, given the masks that it was cut by; it may read the calibration
-            images, and counts as part of the method.
+        repair: changes the smaller network in place before it is finetuned, given the masks that it was cut by; it may
+            read the calibration images, and counts as part of the method.
         seconds: that the solver has.
     """
 
@@ -58,9 +55,7 @@ class Solved:
         problem = qp.PruningProblem.build(setting.graph, form, {"macs": budget})
         masks, about = self._selected(problem)
         small = qp.shrink(setting.model, setting.graph, masks)
-        if self.repair is not None:
-            self.repair(setting, masks, small)
-        return small, about
+        return small, about if self.repair is None else about | {"masks": masks}
 
     def _selected(self, problem: qp.PruningProblem) -> tuple[qp.Masks, dict[str, Any]]:
         """What the solver chooses, read from a file where the same commit chose for the same problem before.
@@ -105,38 +100,30 @@ def taylor(setting: Setting) -> Importance:
     return qp.Taylor(setting.calibration())
 
 
-@dataclass(frozen=True)
-class GeometricMedian:
-    """``sum_k ||W_j - W_k||_2`` of filter j of a layer: what lies amid the others can be replaced by them.
-
-    Distances of a layer are divided by their mean, and those of layers that write the same channels are added.
-
-    References:
-        He et al., "Filter pruning via geometric median for deep convolutional neural networks acceleration"
-        (CVPR 2019), eq. 6.
-    """
-
-    def __call__(self, model: nn.Module, graph: qp.ChannelGraph) -> qp.PairwiseForm:
-        """The objective over the graph's units, linear."""
-        weights, unary = weight_tensors(model, graph), np.zeros(graph.unit_count)
-        for layer in graph.layers:
-            filters = own_rows(layer, weights[layer.weight]).flatten(1).double()
-            distances = torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
-            np.add.at(unary, graph.axes[layer.out_axis], (distances / distances.mean()).numpy())
-        return qp.PairwiseForm(unary=unary)
-
-
 def geometric_median(setting: Setting) -> Importance:
-    return GeometricMedian()
+    return qp.Normalised(qp.GeometricMedian())
+
+
+def calibrated(setting: Setting) -> Importance:
+    return qp.Calibrated(setting.calibration())
+
+
+def reconstructed(setting: Setting, masks: qp.Masks, small: nn.Module) -> None:
+    qp.reconstruct(small, setting.model, setting.graph, masks, setting.calibration())
 
 
 PAPER, L2 = partial(magnitude, "paper"), partial(magnitude, "l2")
 UNIFORM = AsSolver("uniform", uniform_filled)
 
 OURS: dict[str, Solved] = {
-    f"{name}, {solver}": Solved(objective, solver)
-    for name, objective in (("paper", PAPER), ("l2", L2), ("Taylor", taylor))
-    for solver in ("auto", "block_coordinate")
+    "default": Solved(calibrated, "auto", reconstructed),
+    "default, without repair": Solved(calibrated, "auto"),
+    "Taylor, with repair": Solved(taylor, "auto", reconstructed),
+    **{
+        f"{name}, {solver}": Solved(objective, solver)
+        for name, objective in (("paper", PAPER), ("l2", L2), ("Taylor", taylor))
+        for solver in ("auto", "block_coordinate")
+    },
 }
 RIVALS: dict[str, Method] = {
     "uniform l1": Solved(PAPER, UNIFORM),

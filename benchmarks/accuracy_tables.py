@@ -93,7 +93,7 @@ def _measured(rows: list[Row], schedule: tuple[int, int]) -> Measured:
         figures = [row["accuracy"] for row in seeds]
         cells.setdefault(place, {})[method] = Cell(
             tuple(100 * f["finetuned"] for f in figures),
-            100 * mean(f["recalibrated"] for f in figures),
+            100 * mean(f["before"] for f in figures),
             100 * mean(row["macs"]["share"] for row in seeds),
         )
     notes = (
@@ -265,7 +265,7 @@ def published(rows: list[Row]) -> str:
     for start, group in runs.items():
         first, theirs = group[0]["accuracy"], group[0]["published"]
         finetuned = mean(100 * row["accuracy"]["finetuned"] for row in group)
-        dense, before = 100 * first["dense"], 100 * first["recalibrated"]
+        dense, before = 100 * first["dense"], 100 * first["before"]
         lines.append(
             f"| {start} | {len(group)} | {dense:.2f} | {before:.2f} | {finetuned:.2f} | {dense - finetuned:.2f} | "
             f"{theirs['dense'] - theirs['accuracy']:.2f} |"

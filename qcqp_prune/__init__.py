@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from qcqp_prune.importance import (
         Activation,
         BatchNormScale,
+        Calibrated,
         Concave,
         Fisher,
         GeometricMedian,
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
         evaluate,
         finetune,
         recalibrate_batch_norm,
+        reconstruct,
     )
 
 __version__ = library_version()
@@ -103,6 +105,7 @@ __all__ = [
     "BackendError",
     "BatchNormScale",
     "BudgetController",
+    "Calibrated",
     "CertificateError",
     "ChannelGraph",
     "Comparison",
@@ -168,6 +171,7 @@ __all__ = [
     "pareto",
     "prune",
     "recalibrate_batch_norm",
+    "reconstruct",
     "relax",
     "save",
     "shrink",
@@ -181,6 +185,7 @@ _LAZY = {
     "Activation": "importance",
     "BatchNormScale": "importance",
     "BudgetController": "train",
+    "Calibrated": "importance",
     "Concave": "importance",
     "Control": "train",
     "FinetuneConfig": "train",
@@ -207,6 +212,7 @@ _LAZY = {
     "measure_latency": "resources.timing",
     "prune": "pipeline",
     "recalibrate_batch_norm": "train",
+    "reconstruct": "train",
     "save": "apply.plan",
     "shrink": "apply.shrink",
     "shrink_and_verify": "apply.shrink",

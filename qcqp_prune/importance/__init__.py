@@ -1,6 +1,7 @@
 """What each unit, and each pair of neighbouring units, is worth: callables ``(model, graph) -> PairwiseForm``."""
 
 from qcqp_prune.importance.activation import Activation
+from qcqp_prune.importance.calibrated import Calibrated
 from qcqp_prune.importance.chance import Random
 from qcqp_prune.importance.derived import Concave, Lamp, Normalised
 from qcqp_prune.importance.fisher import Fisher
@@ -13,6 +14,7 @@ from qcqp_prune.importance.taylor import Taylor
 __all__ = [
     "Activation",
     "BatchNormScale",
+    "Calibrated",
     "Concave",
     "Fisher",
     "GeometricMedian",
