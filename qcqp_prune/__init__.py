@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         Magnitude,
         NeuronSensitivity,
         Normalised,
+        OutputChange,
         Random,
         Taylor,
     )
@@ -135,6 +136,7 @@ __all__ = [
     "NoIncumbentError",
     "Normalised",
     "NothingToPruneError",
+    "OutputChange",
     "PSPConfig",
     "PairTerm",
     "PairwiseForm",
@@ -195,6 +197,7 @@ _LAZY = {
     "Magnitude": "importance",
     "NeuronSensitivity": "importance",
     "Normalised": "importance",
+    "OutputChange": "importance",
     "PSP": "train",
     "PSPConfig": "train",
     "PruneReport": "report",

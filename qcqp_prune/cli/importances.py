@@ -18,6 +18,7 @@ Name = Literal[
     "fisher",
     "neuron_sensitivity",
     "activation",
+    "output_change",
 ]
 VARIANTS = {
     "magnitude": ("paper", "authors", "l2"),
@@ -26,7 +27,7 @@ VARIANTS = {
     "activation": ("mean", "apoz", "std"),
 }
 """Of each importance that has some, the default first."""
-NEED_DATA = ("taylor", "fisher", "neuron_sensitivity", "activation")
+NEED_DATA = ("taylor", "fisher", "neuron_sensitivity", "activation", "output_change")
 
 
 @dataclass(frozen=True)

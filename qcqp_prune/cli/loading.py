@@ -33,6 +33,7 @@ from qcqp_prune.importance import (
     Magnitude,
     NeuronSensitivity,
     Normalised,
+    OutputChange,
     Random,
     Taylor,
 )
@@ -190,6 +191,8 @@ def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
             return Taylor(batches, form=form)
         if wanted.name == "fisher":
             return Fisher(batches)
+        if wanted.name == "output_change":
+            return OutputChange(batches, samples=sum(len(targets) for _, targets in batches))
         return (
             NeuronSensitivity(batches, form)
             if wanted.name == "neuron_sensitivity"

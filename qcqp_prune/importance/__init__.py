@@ -8,6 +8,7 @@ from qcqp_prune.importance.fisher import Fisher
 from qcqp_prune.importance.layerwise import Importance
 from qcqp_prune.importance.magnitude import BatchNormScale, Magnitude
 from qcqp_prune.importance.median import GeometricMedian
+from qcqp_prune.importance.output_change import OutputChange
 from qcqp_prune.importance.sensitivity import NeuronSensitivity
 from qcqp_prune.importance.taylor import Taylor
 
@@ -23,6 +24,7 @@ __all__ = [
     "Magnitude",
     "NeuronSensitivity",
     "Normalised",
+    "OutputChange",
     "Random",
     "Taylor",
 ]

@@ -82,14 +82,29 @@ def of_units(graph: ChannelGraph, found: Mapping[str, UnitScores], who: str) -> 
         raise InvalidScoreError(
             f"{who} of {broken[0]} is NaN or infinite: check the weights, the loss and the data"
         )
-    touched = np.concatenate([np.zeros(0, np.int64), *(scores.units for scores in found.values())])
-    if (left := idle(graph, touched)).any():
+    require_scored(
+        graph, np.concatenate([np.zeros(0, np.int64), *(scores.units for scores in found.values())]), who
+    )
+    return lambda layer: found.get(layer.name)
+
+
+def require_scored(graph: ChannelGraph, scored: IntArray, who: str) -> None:
+    """Refuse to let units go for nothing.
+
+    Args:
+        graph: the channel graph.
+        scored: flat indices of the units that have a score.
+        who: scores, for errors.
+
+    Raises:
+        InvalidOptionError: a unit that may go has no score.
+    """
+    if (left := idle(graph, scored)).any():
         groups = [graph.groups[g].id for g in np.unique(graph.group_of_unit[left])]
         raise InvalidOptionError(
             f"{who} says nothing of {groups[0]} and {len(groups) - 1} more groups that may go: keep them by "
             "ignored_layers (kernel columns by columns=False), or choose Magnitude or Taylor"
         )
-    return lambda layer: found.get(layer.name)
 
 
 def by_unit(units: IntArray, values: FloatArray) -> UnitScores:

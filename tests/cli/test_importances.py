@@ -32,6 +32,7 @@ WORDS = {
     "fisher": "Fisher",
     "neuron_sensitivity": "NeuronSensitivity",
     "activation": "Activation",
+    "output_change": "OutputChange(4, 0)",
 }
 
 
