@@ -87,7 +87,9 @@ class OutputChange:
         return PairwiseForm(unary, tuple(pairs), unit="squared output")
 
 
-def _of_units(reader: Reader, axis: IntArray, wanted: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[IntArray, Tensor]:
+def _of_units(
+    reader: Reader, axis: IntArray, wanted: np.ndarray[Any, np.dtype[np.bool_]]
+) -> tuple[IntArray, Tensor]:
     """A reader's part of H, over the units that it has at wanted positions of what it reads.
 
     Args:
@@ -108,7 +110,9 @@ def _of_units(reader: Reader, axis: IntArray, wanted: np.ndarray[Any, np.dtype[n
     if second.ndim == 1:
         squares = (second * (reader.weight * weighed).sum(0)).reshape(positions, -1).sum(1)
         return units, squares.new_zeros(len(units)).index_add(0, into, squares[kept]).cpu()
-    products = (second * (reader.weight.T @ weighed)).reshape(positions, -1, positions, second.shape[0] // positions)
+    products = (second * (reader.weight.T @ weighed)).reshape(
+        positions, -1, positions, second.shape[0] // positions
+    )
     by_position = products.sum((1, 3))[kept][:, kept]
     rows = by_position.new_zeros(len(units), len(kept)).index_add(0, into, by_position)
     return units, rows.new_zeros(len(units), len(units)).index_add(1, into, rows).cpu()

@@ -41,11 +41,11 @@ class BackendCheck:
 def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
     """Run a backend on small problems of every structure and compare with all masks tried.
 
-    Structures: chains, residual streams, depthwise costs, concatenation, ties, couplings of a group with itself, counts
-    in multiples, two budgets, negative coefficients, frozen groups, scalar and low-rank coefficients, a use that is the
-    largest of several steps and, where the backend takes them, costs that are looked up. Also: scores a billion times
-    smaller, a work limit of 1, a warm start, a stop that was asked for at once, repeatability, a program without
-    variables, and one without feasible points.
+    Structures: chains, residual streams, depthwise costs, concatenation, ties, couplings of a group with itself, what
+    layers lose without what they read, counts in multiples, two budgets, negative coefficients, frozen groups, scalar
+    and low-rank coefficients, a use that is the largest of several steps and, where the backend takes them, costs that
+    are looked up. Also: scores a billion times smaller, a work limit of 1, a warm start, a stop that was asked for at
+    once, repeatability, a program without variables, and one without feasible points.
 
     Args:
         backend: must be available here.

@@ -14,7 +14,16 @@ import qcqp_prune.importance.readers as readers_module
 from qcqp_prune.program.program import Program
 from qcqp_prune.testing import exhaustive
 from tests.networks import liven
-from tests.scored import Dense, Depthwise, Flattened, Grouped, Kind, Recurrent, Residual, batches_for, by_columns
+from tests.scored import (
+    Dense,
+    Depthwise,
+    Flattened,
+    Grouped,
+    Kind,
+    Residual,
+    batches_for,
+    by_columns,
+)
 
 
 class Joined(nn.Module):
@@ -62,7 +71,10 @@ class ToOne(nn.Module):
 NETWORKS = {
     "joined": Joined,
     "twice": Twice,
-    **{kind.__name__.lower(): lambda kind=kind: ToOne(kind) for kind in (Dense, Depthwise, Grouped, Flattened)},
+    **{
+        kind.__name__.lower(): lambda kind=kind: ToOne(kind)
+        for kind in (Dense, Depthwise, Grouped, Flattened)
+    },
 }
 
 

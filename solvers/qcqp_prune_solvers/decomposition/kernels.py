@@ -1,4 +1,4 @@
-"""The one loop that NumPy cannot express: maxima of concave envelopes along slopes that rise or fall steadily."""
+"""Loops that NumPy cannot express: maxima of concave envelopes along steady slopes, and rows updated one by one."""
 
 from __future__ import annotations
 
@@ -98,3 +98,30 @@ def run_maxima(
                     value = part[0, b, c] + base_worth[r, b] + last_worth[r, c]
                     if value > out[a, b, c]:
                         out[a, b, c] = value
+
+
+@numba.njit(cache=True, nogil=True)
+def rows_in_turn(block: FloatArray, gradient: FloatArray, vectors: FloatArray) -> None:
+    """Point each row along its gradient, rows one after another, each with those before it already turned.
+
+    Args:
+        block: ``(w, w)`` symmetric: what the rows do to each other's gradients; the diagonal is left out.
+        gradient: ``(w, k)`` with all rows as they are, the diagonal's part included; written.
+        vectors: ``(w, k)`` rows of length 1, updated.
+    """
+    width, rank = vectors.shape
+    change = np.empty(rank)
+    for i in range(width):
+        length = 0.0
+        for k in range(rank):
+            change[k] = gradient[i, k] - block[i, i] * vectors[i, k]
+            length += change[k] * change[k]
+        if length == 0.0:
+            continue
+        length = np.sqrt(length)
+        for k in range(rank):
+            change[k] = change[k] / length - vectors[i, k]
+            vectors[i, k] += change[k]
+        for j in range(width):
+            for k in range(rank):
+                gradient[j, k] += block[j, i] * change[k]

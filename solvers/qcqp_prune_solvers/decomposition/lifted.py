@@ -76,6 +76,18 @@ class LiftedMatrix:
             out -= value * x[self.spans[other]].sum(0)
         return out
 
+    def within(self, group: int, lift: Lift) -> FloatArray | None:
+        """The block of ``H - N 1 1^T`` of a group with itself, ``(width, width)``; None where there is none."""
+        value = lift.entries.get((group, group), 0.0)
+        block = self.blocks.get((group, group))
+        if block is None:
+            return np.full((self.widths[group],) * 2, -value) if value else None
+        return block - value
+
+    def diagonal(self, lift: Lift) -> FloatArray:
+        """The diagonal of ``N 1 1^T``, ``(n,)``; that of ``H`` is zero."""
+        return np.repeat([lift.entries.get((g, g), 0.0) for g in range(len(self.spans))], self.widths)
+
     def row_sizes(self, lift: Lift) -> FloatArray:
         """Sizes of the entries of ``H`` and ``N 1 1^T``, added up along each row, ``(n,)``."""
         sizes = [np.zeros(w) for w in self.widths]
@@ -98,13 +110,18 @@ class LiftedMatrix:
         return blocks
 
     def fitted_lift(self, weights: FloatArray) -> Lift:
-        """The lift nearest to the mean entries of the blocks, units weighted."""
+        """The lift nearest to the mean entries of the blocks, units weighted; no square is worth less than nothing.
+
+        A square with a negative value is concave as it stands: lifted out it would only make the diagonal dearer.
+        """
         means, importance = {}, {}
         for (g, h), matrix in self.blocks.items():
             a, b = weights[self.spans[g]], weights[self.spans[h]]
             importance[g, h] = float(a.sum() * b.sum())
             means[g, h] = float(a @ matrix @ b) / importance[g, h]
-        return self.lift(self.couplings.fit(means, importance))
+        values = self.couplings.fit(means, importance)
+        squares = np.asarray([item.first == item.second for item in self.couplings.items], np.bool_)
+        return self.lift(np.where(squares, np.maximum(values, 0.0), values))
 
     def lift(self, values: FloatArray) -> Lift:
         """A lift from the worth of each product of counts."""

@@ -1,7 +1,8 @@
 """The diagonal that makes the lifted matrix concave: cheapest by the mixing method, certified by Cholesky.
 
 For weights ``w`` the cheapest diagonal ``min w . d  s.t. diag(d) - A >= 0`` is the dual of a MaxCut-type semidefinite
-program ``max <A', V V^T>, |v_i| = 1`` with ``A' = sqrt(w) A sqrt(w)``. Whole groups of rows are updated at once.
+program ``max <A', V V^T>, |v_i| = 1`` with ``A' = sqrt(w) A sqrt(w)``. Rows of one group are updated at once, but for
+groups that are coupled with themselves: there all at once need not be an ascent.
 
 References:
     Wang, Chang and Kolter, "The mixing method: low-rank coordinate descent for semidefinite programming with diagonal
@@ -17,6 +18,7 @@ import scipy.linalg
 
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune_solvers.decomposition.block_cholesky import Blocks, elimination_order, factorises
+from qcqp_prune_solvers.decomposition.kernels import rows_in_turn
 from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 
 RANK = 16
@@ -80,11 +82,17 @@ def cheap_diagonal(
             break
         for group, span in enumerate(matrix.spans):
             gradient = root[span] * matrix.rows_times(group, scaled, lift)
+            within = matrix.within(group, lift)
+            if within is not None:
+                rows_in_turn(root[span] * within * root[span].T, gradient, vectors[span])
+                scaled[span] = root[span] * vectors[span]
+                continue
             norm = np.linalg.norm(gradient, axis=1, keepdims=True)
             vectors[span] = np.where(norm > 0, gradient / np.where(norm > 0, norm, 1.0), vectors[span])
             scaled[span] = root[span] * vectors[span]
-    norms = np.linalg.norm(root * matrix.times(scaled, lift), axis=1)
-    return np.asarray(norms / weights)
+    lifted = matrix.diagonal(lift)
+    norms = np.linalg.norm(root * (matrix.times(scaled, lift) + lifted[:, None] * scaled), axis=1)
+    return np.asarray(norms / weights - lifted)
 
 
 def certified(
@@ -121,7 +129,7 @@ def certified(
 
 def _checkable(matrix: LiftedMatrix, lift: Lift, diagonal: FloatArray) -> FloatArray:
     """A diagonal raised until an independent check succeeds; units that are coupled with nothing get a little, too."""
-    lifted = np.repeat([lift.entries.get((g, g), 0.0) for g in range(len(matrix.spans))], matrix.widths)
+    lifted = matrix.diagonal(lift)
     sizes = matrix.row_sizes(lift)
     least = LEAST * np.maximum(sizes, 1e-4 * (float(sizes.max(initial=0.0)) or 1.0))
     found = np.maximum(diagonal + lifted, least) - lifted

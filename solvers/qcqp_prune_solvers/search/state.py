@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcqp_prune.program.coefficients import BoolArray, FloatArray, IntArray
+from qcqp_prune.program.coefficients import BoolArray, FloatArray, IntArray, dense
 from qcqp_prune_solvers.search.structure import Structure, column_sum
+
+CANDIDATES = 64
+"""Units of each side that are tried for a swap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,12 @@ class State:
         self.work = 0
         self._strides = structure.coarse
         self._spans = [g.span for g in structure.program.groups]
+        self._own = {
+            g: dense(coef, (structure.program.groups[g].width,) * 2)
+            for g, found in enumerate(structure.neighbours)
+            for h, coef in found
+            if h == g
+        }
         self.reset(x)
 
     def reset(self, x: BoolArray) -> None:
@@ -205,8 +214,17 @@ class State:
     def reselect(self, t: int) -> bool:
         """Give a class the best units for its count, all else fixed; whether that gained anything.
 
-        Exact for a class that is not coupled with itself; otherwise undone where it does not gain.
+        Exact for a class that is not coupled with itself. Otherwise undone where it does not gain, and units of a
+        group that is coupled with itself are swapped one for one while that gains.
         """
+        top, swapped = self._best_for_count(t), False
+        for g in self.structure.members[t]:
+            while self._swap(g):
+                swapped = True
+        return top or swapped
+
+    def _best_for_count(self, t: int) -> bool:
+        """The units of largest worth in each group, as if none changed that of another."""
         before, saved = self.value, None
         for g in self.structure.members[t]:
             span = self._spans[g]
@@ -230,6 +248,28 @@ class State:
         if self.value <= before + 1e-12 * abs(before):
             self.restore(saved)
             return False
+        return True
+
+    def _swap(self, g: int) -> bool:
+        """Take the best exchange of two units of a group that is coupled with itself; False where none gains.
+
+        Among the ``CANDIDATES`` units outside that are worth most, and as many inside that are worth least.
+        """
+        own, span = self._own.get(g), self._spans[g]
+        inside, outside = np.flatnonzero(self.x[span]), np.flatnonzero(~self.x[span])
+        if own is None or not len(inside) or not len(outside):
+            return False
+        worth = self.gradient[span]
+        inside = inside[_largest(-worth[inside], CANDIDATES)]
+        outside = outside[_largest(worth[outside], CANDIDATES)]
+        gains = worth[outside][:, None] - worth[inside] - own[np.ix_(outside, inside)]
+        best = int(gains.argmax())
+        if gains.flat[best] <= 1e-12 * abs(self.value):
+            return False
+        i, j = divmod(best, len(inside))
+        self._flip(g, inside[[j]] + span.start, -1)
+        self._flip(g, outside[[i]] + span.start, 1)
+        self.work += 1
         return True
 
 
