@@ -25,6 +25,7 @@ VARIANTS = {
     "taylor": ("weight", "gate"),
     "neuron_sensitivity": ("exact", "lower"),
     "activation": ("mean", "apoz", "std"),
+    "output_change": ("raw", "centred"),
 }
 """Of each importance that has some, the default first."""
 NEED_DATA = ("taylor", "fisher", "neuron_sensitivity", "activation", "output_change")

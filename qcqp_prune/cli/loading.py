@@ -192,7 +192,8 @@ def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
         if wanted.name == "fisher":
             return Fisher(batches)
         if wanted.name == "output_change":
-            return OutputChange(batches, samples=sum(len(targets) for _, targets in batches))
+            samples = sum(len(targets) for _, targets in batches)
+            return OutputChange(batches, samples=samples, centred=form == "centred")
         return (
             NeuronSensitivity(batches, form)
             if wanted.name == "neuron_sensitivity"

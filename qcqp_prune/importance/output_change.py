@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.channels import ChannelGraph, IntArray
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.gradients import device_of
 from qcqp_prune.importance.layerwise import require_scored, weight_tensors
@@ -39,9 +39,13 @@ class OutputChange:
     weight that is called several times counts once, over all that it reads. Depthwise convolutions are no readers:
     what they read goes with what they make, and the next layer reads that.
 
+    Layers put out a mean without some units that can be put back where they have a bias, or a batch norm behind them
+    that is recalibrated. With ``centred`` such layers are measured with C the covariance: what is left after that.
+
     Attributes:
         batches: pairs of (inputs, targets), of which the inputs are used; iterated once, as far as ``samples`` goes.
         samples: how many at most.
+        centred: leave out what a shift of the mean repairs.
         seed: of the positions that are looked at in large images, and of the random signs that f is estimated with.
 
     References:
@@ -52,6 +56,7 @@ class OutputChange:
 
     batches: Iterable[Any] = field(repr=False)
     samples: int = 2_500
+    centred: bool = False
     seed: int = 0
 
     def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
@@ -78,7 +83,8 @@ class OutputChange:
         read = [np.zeros(0, np.int64)]
         for reader in found.values():
             axis = graph.axes[graph.layers[reader.layer].in_axis]
-            units, products = _of_units(reader, axis, ~graph.stays[axis])
+            second = reader.covariance(0.0) if self.centred else reader.second / reader.rows
+            units, products = _of_units(reader, second, axis, ~graph.stays[axis])
             unary[units] += (products if products.ndim == 2 else products[:, None] / 2).sum(1).numpy()
             if products.ndim == 2 and len(units):
                 pairs.append(PairTerm(units, units, products.numpy() / -2))
@@ -87,13 +93,12 @@ class OutputChange:
         return PairwiseForm(unary, tuple(pairs), unit="squared output")
 
 
-def _of_units(
-    reader: Reader, axis: IntArray, wanted: np.ndarray[Any, np.dtype[np.bool_]]
-) -> tuple[IntArray, Tensor]:
+def _of_units(reader: Reader, second: Tensor, axis: IntArray, wanted: BoolArray) -> tuple[IntArray, Tensor]:
     """A reader's part of H, over the units that it has at wanted positions of what it reads.
 
     Args:
         reader: with its curvature.
+        second: C, ``(columns, columns)``, or its diagonal ``(columns,)``.
         axis: ``(positions,)`` the unit that owns each.
         wanted: ``(positions,)``.
 
@@ -102,7 +107,6 @@ def _of_units(
     """
     assert reader.curvature is not None
     positions = len(axis)
-    second = reader.second / reader.rows
     weighed = reader.curvature[:, None] * reader.weight
     units, place = np.unique(axis[wanted], return_inverse=True)
     into = torch.from_numpy(place.ravel()).to(second.device)

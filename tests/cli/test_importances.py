@@ -32,7 +32,7 @@ WORDS = {
     "fisher": "Fisher",
     "neuron_sensitivity": "NeuronSensitivity",
     "activation": "Activation",
-    "output_change": "OutputChange(4, 0)",
+    "output_change": "OutputChange",
 }
 
 
@@ -44,7 +44,8 @@ def test_every_name_scores_a_network(name: str, variant: str | None, net: Path, 
     assert section is not None
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))] * 3
     made = make_importance(section, batches)
-    assert describe(made) == WORDS[name] + {"random": "(0)"}.get(name, f"({variant})" if variant else "")
+    with_numbers = {"random": "(0)", "output_change": f"(4, {variant == 'centred'}, 0)"}
+    assert describe(made) == WORDS[name] + with_numbers.get(name, f"({variant})" if variant else "")
     torch.manual_seed(0)
     model = runpy.run_path(str(net))["Net"]()
     graph = qp.trace(model, torch.zeros(1, 1, 8, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 import qcqp_prune as qp
 import qcqp_prune.importance.readers as readers_module
+from qcqp_prune.certify import certify
 from qcqp_prune.program.program import Program
+from qcqp_prune.solve.result import Reason
 from qcqp_prune.testing import exhaustive
 from tests.networks import liven
 from tests.scored import (
@@ -86,7 +89,7 @@ def made(name: str) -> tuple[nn.Module, qp.ChannelGraph, list[tuple[Tensor, Tens
     return model, graph, batches
 
 
-def change(model: nn.Module, graph: qp.ChannelGraph, x: Tensor, kept: np.ndarray) -> float:
+def change(model: nn.Module, graph: qp.ChannelGraph, x: Tensor, kept: np.ndarray, *, centred: bool) -> float:
     """Half the squared change of each layer's outputs, weighed by squared derivatives, when what it reads is zeroed."""
     first = {layer.weight: layer for layer in reversed(graph.layers)}
     calls: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -108,21 +111,23 @@ def change(model: nn.Module, graph: qp.ChannelGraph, x: Tensor, kept: np.ndarray
         if getattr(module, "groups", 1) == len(graph.axes[layer.in_axis]):
             continue  # depthwise
         gates = torch.from_numpy(kept[graph.axes[layer.in_axis]]).float()
-        squares, curvature, rows = 0.0, 0.0, 0
+        deltas, curvature = [], 0.0
         for read, out in seen:
             zeroed = read * gates.reshape(1, -1, *[1] * (read.ndim - 2))
-            delta = (module(zeroed) - out).detach().double().transpose(0, 1).flatten(1)
-            squares = squares + delta.square().sum(1)
-            rows += delta.shape[1]
+            deltas.append((module(zeroed) - out).detach().double().transpose(0, 1).flatten(1))
             curvature = curvature + out.grad.double().transpose(0, 1).flatten(1).square().sum(1) / len(x)
-        total += float((squares / rows * curvature).sum()) / 2
+        delta = torch.cat(deltas, 1)
+        if centred and module.bias is not None:
+            delta = delta - delta.mean(1, keepdim=True)
+        total += float((delta.square().mean(1) * curvature).sum()) / 2
     return total
 
 
+@pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_form_is_what_layers_lose(name: str) -> None:
+def test_the_form_is_what_layers_lose(name: str, centred: bool) -> None:
     model, graph, batches = made(name)
-    form = qp.OutputChange(batches)(model, graph)
+    form = qp.OutputChange(batches, centred=centred)(model, graph)
     x = torch.cat([x for x, _ in batches])
     full = np.ones(graph.unit_count, np.bool_)
     rng = np.random.default_rng(0)
@@ -130,7 +135,7 @@ def test_the_form_is_what_layers_lose(name: str) -> None:
     for _ in range(8):
         kept = full.copy()
         kept[free[rng.random(len(free)) < 0.5]] = False
-        expected = change(model, graph, x, kept)
+        expected = change(model, graph, x, kept, centred=centred)
         assert form.evaluate(full) - form.evaluate(kept) == pytest.approx(expected, rel=1e-4)
     nothing = full.copy()
     nothing[free] = False
@@ -144,6 +149,38 @@ def test_pairs_lie_within_groups_and_between_those_that_one_layer_reads() -> Non
     )
     within, joined = [(0, 0), (1, 1), (2, 2), (3, 3)], [(0, 1), (2, 3)]
     assert [(p.first, p.second) for p in program.pairs] == sorted(within + joined)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "scip",
+        "highs:cardinality_rlt",
+        "highs:perspective",
+        "pyomo",
+        "decomposition",
+        "block_coordinate",
+        "auto",
+    ],
+)
+def test_every_solver_takes_it(solver: str, tmp_path: Path) -> None:
+    model, graph, batches = made("joined")
+    form = qp.OutputChange(batches)(model, graph)
+    for budget in ("70%", "40%"):
+        problem = qp.PruningProblem.build(graph, form, budgets={"macs": budget})
+        best = exhaustive(problem).objective
+        report = qp.solve(problem, solver, time_limit=20)
+        assert report.objective == pytest.approx(best, rel=1e-9)
+        if solver == "block_coordinate":
+            assert report.bound is None
+            continue
+        assert report.bound is not None
+        assert report.bound >= best * (1 - 1e-9)
+        if solver == "decomposition":
+            report.write_certificate(tmp_path / "proof.json")
+            assert certify(tmp_path / "proof.json").bound >= best
+        else:
+            assert report.termination.reason is Reason.OPTIMAL
 
 
 def test_behind_the_last_layer_it_is_the_squared_change_of_the_output() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from qcqp_prune_solvers.search.blocks import sweep
 from qcqp_prune_solvers.search.moves import drop_to_budget, fill
 from qcqp_prune_solvers.search.state import State
 from qcqp_prune_solvers.search.structure import Structure
+from tests.within import within_program
 
 # Programs with links have a search, and tests, of their own.
 UNLINKED = [s for s in STRUCTURES if s not in (*LINKED, *BLOCKED)]
@@ -46,6 +48,20 @@ def addable_steps(program: Program, x: np.ndarray) -> list[tuple[int, float]]:
                 after[span.start + best] = True
             found.append((tie, program.objective(after) - program.objective(x)))
     return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_swap_gains_where_groups_are_coupled_with_themselves(seed: int) -> None:
+    program = within_program(seed, width=16)
+    raw = get_backend("block_coordinate").solve(program, SolveOptions(seed=seed))
+    assert raw.x is not None
+    value = program.objective(raw.x)
+    for group in program.groups:
+        units = np.arange(group.start, group.start + group.width)
+        for i, j in itertools.product(units[raw.x[units]], units[~raw.x[units]]):
+            swapped = raw.x.copy()
+            swapped[[i, j]] = False, True
+            assert program.objective(swapped) <= value + 1e-9 * abs(value)
 
 
 @pytest.mark.parametrize("work", [1, 40, None])

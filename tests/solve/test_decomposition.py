@@ -35,7 +35,13 @@ from qcqp_prune_solvers.decomposition.lifted import Lift, LiftedMatrix
 from qcqp_prune_solvers.decomposition.link_prices import LinkRows
 from qcqp_prune_solvers.decomposition.master import best_mixture
 from qcqp_prune_solvers.decomposition.relaxation import Multipliers, Relaxation
-from qcqp_prune_solvers.decomposition.semidefinite import certified, dominant_diagonal
+from qcqp_prune_solvers.decomposition.semidefinite import (
+    certified,
+    cheap_diagonal,
+    dominant_diagonal,
+    random_vectors,
+)
+from tests.within import within_program
 
 
 def full(matrix: LiftedMatrix, lift: Lift | None = None) -> np.ndarray:
@@ -157,6 +163,50 @@ def test_certified_diagonal_makes_the_matrix_semidefinite() -> None:
     assert smallest >= -1e-12 * np.abs(diagonal).max()
     # Not absurdly large either: the rise is of the order of the largest eigenvalue.
     assert diagonal.max() <= 3 * np.linalg.eigvalsh(full(matrix, lift))[-1] + 1e-6
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_diagonals_are_near_the_cheapest_where_groups_are_coupled_with_themselves(
+    seed: int, lifted: bool
+) -> None:
+    """Weak duality: no diagonal is cheaper than what the vectors of the mixing method are worth."""
+    program, rng = within_program(seed), np.random.default_rng(seed)
+    matrix, weights = LiftedMatrix(program), rng.uniform(0.05, 0.25, program.size)
+    lift = matrix.lift(rng.normal(0, 0.3, len(matrix.couplings.items)) * lifted)
+    vectors = random_vectors(program.size, rng)
+    diagonal = cheap_diagonal(matrix, lift, weights, vectors, sweeps=60, halted=lambda: False)
+    proved = certified(matrix, lift, weights, diagonal, lambda: False)
+    assert proved is not None
+    scaled = np.sqrt(weights)[:, None] * vectors
+    least = float((scaled * (full(matrix, lift) @ scaled)).sum())
+    size = float(weights @ np.abs(full(matrix, lift)).sum(1))
+    assert weights @ proved >= least
+    assert weights @ proved - least <= 0.01 * size
+
+
+def test_only_squares_worth_something_are_lifted() -> None:
+    """Lifting a concave one makes the diagonal dearer; lifting a convex one is what makes it cheap."""
+    for structure in ("within", "self_pairs"):
+        matrix = LiftedMatrix(Program.from_problem(random_problem(0, structure)))
+        values = matrix.fitted_lift(np.ones(matrix.size)).values
+        squares = [
+            value
+            for value, item in zip(values, matrix.couplings.items, strict=True)
+            if item.first == item.second and (item.first[0][0],) * 2 in matrix.blocks
+        ]
+        assert squares
+        assert min(squares) >= 0
+        assert (max(squares) > 0) == (structure == "self_pairs")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_layers_lose_is_bounded_within_a_percent(seed: int) -> None:
+    program = within_program(seed)
+    found = DecompositionBackend().solve(program, SolveOptions(work_limit=120))
+    assert found.objective is not None
+    assert found.bound is not None
+    assert found.bound - found.objective <= 0.01 * found.objective
 
 
 def test_products_agree_with_the_dense_matrix() -> None:
