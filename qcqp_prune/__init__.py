@@ -43,6 +43,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import LowRank
 from qcqp_prune.program.forms import PairTerm, PairwiseForm
 from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.resources.accelerator import AcceleratorCycles
 from qcqp_prune.resources.counted import Macs, Memory, Params
 from qcqp_prune.resources.latency import LatencyTable
@@ -65,7 +66,8 @@ if TYPE_CHECKING:
     from qcqp_prune.graph.trace import trace
     from qcqp_prune.grid import sweep
     from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
-    from qcqp_prune.pipeline import Recovery, prune
+    from qcqp_prune.pipeline import prune
+    from qcqp_prune.recovery import Recovery
     from qcqp_prune.report import PruneReport
     from qcqp_prune.resources.timing import measure_latency
     from qcqp_prune.train import (
@@ -125,6 +127,7 @@ __all__ = [
     "QcqpPruneError",
     "Recovery",
     "RelaxedMasks",
+    "Rounds",
     "SPRConfig",
     "SolveOptions",
     "SolveReport",
@@ -167,7 +170,7 @@ _LAZY = {
     "Magnitude": "importance",
     "PSPConfig": "train",
     "PruneReport": "report",
-    "Recovery": "pipeline",
+    "Recovery": "recovery",
     "SPRConfig": "train",
     "Taylor": "importance",
     "Training": "continuous",

@@ -47,7 +47,7 @@ class Training:
             the method's strength.
         bounds: for SPR, ``M`` of each layer, as for ``SPR``.
         layers: names or globs of the layers that are regularised; the method's own choice where None.
-        config: the recipe.
+        config: the recipe. With ``distillation`` the network that was handed in is the teacher.
         checkpoint: a file from which a killed training goes on.
 
     Raises:
@@ -106,6 +106,8 @@ def train_regularised(
     training: Training,
     budgets: Budgets | None,
     resources: Sequence[Resource] = (),
+    *,
+    teacher: nn.Module | None = None,
 ) -> Trained:
     """Train a network in place under a regulariser, with prices that follow the budgets where it says so.
 
@@ -115,6 +117,7 @@ def train_regularised(
         training: what to do.
         budgets: what ``control`` follows.
         resources: further resources.
+        teacher: for ``config.distillation``.
 
     Raises:
         QcqpPruneError: see ``SPR``, ``PSP``, ``BudgetController`` and ``finetune``.
@@ -134,6 +137,7 @@ def train_regularised(
         config=training.config,
         checkpoint=training.checkpoint,
         regularizer=method if control is None else control,
+        teacher=teacher if training.config.distillation else None,
     )
     own = by_unit(graph, method.unit_of, method.indicators())
     values = own if control is None else control.presence()

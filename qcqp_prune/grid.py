@@ -14,7 +14,8 @@ from torch import nn
 from qcqp_prune.continuous import Training
 from qcqp_prune.errors import InvalidOptionError, PlanError
 from qcqp_prune.graph.inputs import ExampleInputs
-from qcqp_prune.pipeline import Recovery, prune
+from qcqp_prune.pipeline import prune
+from qcqp_prune.recovery import Recovery
 from qcqp_prune.report import Accuracy, PruneReport
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.storage import StrPath, read_json, require_file_place, write_json
@@ -144,7 +145,12 @@ def _identity(
         "recipe": _recipe(training.config),
         "layers": training.layers,
         "bounds": state_digest(bounds) if isinstance(bounds, nn.Module) else bounds,
-        "recovery": [recovery.recalibrate, recovery.batches, recovery.epochs, _recipe(recovery.config)],
+        "recovery": [
+            recovery.recalibrate,
+            recovery.batches,
+            recovery.epochs,
+            _recipe(recovery.recipe(model)),
+        ],
         "options": options,
     }
     return dict(json.loads(json.dumps(plain, default=_named)))

@@ -16,9 +16,9 @@ from torch import nn
 import qcqp_prune as qp
 from qcqp_prune.data import digits
 from qcqp_prune.models import DigitsNet
-from qcqp_prune.pipeline import Watcher
 from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.train import PSP
+from qcqp_prune.watch import Watcher
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 CPU = qp.FinetuneConfig(lr=0.05, schedule="constant", device="cpu")

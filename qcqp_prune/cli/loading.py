@@ -21,9 +21,9 @@ from qcqp_prune import data as readers
 from qcqp_prune.cli.arguments import nearest
 from qcqp_prune.data import Augmentation, DataSplit
 from qcqp_prune.errors import ConfigError, ModelLoadError, QcqpPruneError
+from qcqp_prune.gradual import Importance
 from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
 from qcqp_prune.models import load_pretrained
-from qcqp_prune.pipeline import Importance
 from qcqp_prune.train.batches import Loader
 
 

@@ -22,7 +22,8 @@ from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.grid import SweepRow, sweep
-from qcqp_prune.pipeline import Recovery, Watcher, prune
+from qcqp_prune.pipeline import prune
+from qcqp_prune.recovery import Recovery
 from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.report.terminal import report_view
 from qcqp_prune.solve.backend import get_backend
@@ -31,6 +32,7 @@ from qcqp_prune.solve.result import TracePoint
 from qcqp_prune.storage import require_file_place
 from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
 from qcqp_prune.train.batches import Loader
+from qcqp_prune.watch import Watcher
 
 _SAYS = {
     "score": "scoring its channels",

@@ -43,6 +43,7 @@ class RunIdentity:
         trained: names of the parameters that are trained, in the optimiser's order.
         regularizer: what is added to the loss; empty for nothing.
         teacher: a digest of the teacher's tensors; empty without one.
+        first_epoch: the number that the first epoch draws by.
     """
 
     config: FinetuneConfig
@@ -50,6 +51,7 @@ class RunIdentity:
     trained: tuple[str, ...]
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     teacher: str = ""
+    first_epoch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON gives back unchanged."""
@@ -59,6 +61,7 @@ class RunIdentity:
             "trained": self.trained,
             "regularizer": dict(self.regularizer),
             "teacher": self.teacher,
+            "first_epoch": self.first_epoch,
             **config,
         }
         return dict(json.loads(json.dumps(plain)))

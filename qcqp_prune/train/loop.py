@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from qcqp_prune.data import epoch_seed
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train.average import WeightAverage
-from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels
+from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels, seed_epoch
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
 from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, state_digest, write_checkpoint
 from qcqp_prune.train.config import FinetuneConfig
@@ -43,6 +42,7 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     regularizer: Regularizer | None = None,
     teacher: nn.Module | None = None,
+    first_epoch: int = 0,
 ) -> TrainingHistory:
     """Train a classifier on from the weights it has.
 
@@ -66,6 +66,7 @@ def finetune(
         regularizer: a penalty that is added to the loss, such as `SPR` or `PSP`, made for this model.
         teacher: for `config.distillation`, a network of the same classes, such as the dense one; it runs in eval mode
             without gradients, and its modes and device come back.
+        first_epoch: epochs draw what those from this number on draw, so that a run after another one sees new orders.
 
     Returns:
         A record of each epoch.
@@ -108,6 +109,7 @@ def finetune(
             tuple(trained),
             {} if regularizer is None else regularizer.describe(),
             "" if teacher is None else state_digest(teacher),
+            first_epoch,
         )
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
@@ -118,7 +120,7 @@ def finetune(
             callbacks = [*callbacks, stack.enter_context(ProgressBar())]
         for epoch in range(resumed_at, epochs):
             state.epoch = epoch
-            _epoch(state, loader, config, callbacks, device, validation)
+            _epoch(state, loader, config, callbacks, device, validation, first_epoch)
             if path is not None:
                 write_checkpoint(path, identity, model, optimizer, state.records, parts)
             if state.stop:
@@ -135,9 +137,10 @@ def _epoch(
     callbacks: Sequence[Callback],
     device: torch.device,
     validation: Loader | None,
+    first_epoch: int,
 ) -> None:
     start = time.perf_counter()
-    _seed(loader, config.seed, state.epoch)
+    seed_epoch(loader, config.seed, first_epoch + state.epoch)
     _train_mode(state.model)
     for callback in callbacks:
         callback.on_epoch_start(state)
@@ -227,19 +230,6 @@ def _optimizer(config: FinetuneConfig, parameters: list[nn.Parameter]) -> Optimi
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
-
-
-def _seed(loader: Loader, seed: int, epoch: int) -> None:
-    """Make the epoch depend on `(seed, epoch)` alone, whatever ran before it."""
-    value = epoch_seed(seed, epoch)
-    torch.manual_seed(value)
-    sampler = getattr(loader, "sampler", None)
-    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(value)
-        if callable(set_epoch := getattr(owner, "set_epoch", None)):
-            set_epoch(epoch)
 
 
 def _train_mode(model: nn.Module) -> None:
