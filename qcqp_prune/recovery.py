@@ -61,10 +61,10 @@ class Recovery:
         """The recipe in words, and whose choice it is; empty where nothing is finetuned."""
         if not self.epochs and not (rounds.count > 1 and rounds.epochs):
             return ""
-        whose = (
-            f"the recipe recommended for {type(model).__name__}" if self.config is None else "a given recipe"
-        )
-        return f"{whose}: {self.recipe(model).describe()}"
+        recipe, advised = self.recipe(model), FinetuneConfig.recommended(model)
+        same = replace(advised, seed=recipe.seed, device=recipe.device, progress=recipe.progress) == recipe
+        whose = f"the recipe recommended for {type(model).__name__}" if same else "a given recipe"
+        return f"{whose}: {recipe.describe()}"
 
     def after_round(self, number: int, rounds: Rounds) -> Recovery:
         """What follows one of several cuts, counted from 1; all but the last have files of their own."""
