@@ -15,109 +15,35 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import qcqp_prune as qp
-from benchmarks.instances import DATA, ROOT, pretrained
-from benchmarks.recording import library_commit, record, recorded
-from benchmarks.rival_heuristics import greedy_l1
-from qcqp_prune.data import Augmentation, BatchLoader, DataSplit, cifar10, fashion_mnist
-from qcqp_prune.models import LeNet5
-from qcqp_prune.program.program import Program
-from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass
-from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.solve.result import RawSolution, Reason, Termination
-from qcqp_prune.train import Control, FinetuneConfig, PSPConfig, SPRConfig, finetune
+from benchmarks.instances import ROOT
+from benchmarks.recording import library_commit, matches, record, recorded
+from benchmarks.rival_heuristics import AsSolver, greedy_l1
+from benchmarks.settings import SETTINGS, Setting, Some
+from qcqp_prune.train import Control, PSPConfig, SPRConfig, finetune
 
 CACHE = ROOT / ".cache" / "continuous"
 ALPHA = 0.3
 PLAIN = (0.1, 0.5, 2.0)
 """Strengths of SPR without a budget. What each would leave by its own rule is recorded beside the rest."""
+TOP_K = AsSolver("top-k", greedy_l1)
+"""Units go in the order of the l1 norm of their weights, over the whole network."""
 ARMS = ("spr budget", *(f"spr {strength}" for strength in PLAIN), "psp budget", "exact", "top-k")
-
-
-class Some:
-    """The first batches of each epoch of a loader that shuffles, so that each short epoch sees other images."""
-
-    def __init__(self, loader: BatchLoader, batches: int) -> None:
-        self.loader, self.batches = loader, min(batches, len(loader))
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(iter(self.loader), self.batches)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.loader.set_epoch(epoch)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A network with its data, and recipes of training under a penalty and of finetuning."""
-
-    name: str
-    model: nn.Module
-    example: Tensor
-    data: DataSplit
-    augment: Augmentation | None
-    recipe: FinetuneConfig
-
-    def loader(self, seed: int, batches: int) -> Some:
-        return Some(
-            self.data.train.loader(128, shuffle=True, augment=self.augment, drop_last=True, seed=seed),
-            batches,
-        )
-
-
-def lenet5() -> Setting:
-    """LeNet-5 on Fashion-MNIST, trained from scratch by a recipe of its own and kept for the next run."""
-    data = fashion_mnist(DATA / "fashion_mnist")
-    torch.manual_seed(0)
-    model = LeNet5()
-    recipe = FinetuneConfig(lr=0.05, schedule="cosine", warmup=0.5)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    finetune(
-        model,
-        data.train.loader(128, shuffle=True),
-        epochs=8,
-        config=recipe,
-        checkpoint=CACHE / "lenet5_dense",
-    )
-    return Setting(
-        "lenet5", model, torch.zeros(1, 1, 28, 28), data, None, FinetuneConfig(lr=0.02, schedule="cosine")
-    )
-
-
-def resnet20() -> Setting:
-    """ResNet-20 on CIFAR-10 with its published weights."""
-    return Setting(
-        "resnet20",
-        pretrained("resnet20"),
-        torch.zeros(1, 3, 32, 32),
-        cifar10(DATA / "cifar-10-batches-bin"),
-        Augmentation(),
-        FinetuneConfig(lr=0.02, schedule="cosine", bfloat16=True),
-    )
-
-
-SETTINGS = {"lenet5": lenet5, "resnet20": resnet20}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--instances", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--instances", nargs="+", default=["lenet5", "resnet20"], choices=list(SETTINGS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--share", default="50%")
@@ -139,16 +65,12 @@ def main() -> None:
                     "seed": seed,
                     "schedule": [options.train, options.finetune, options.batches],
                 }
-                if any(_is(row, key) for row in recorded("continuous")) and not options.again:
+                if any(matches(row, key) for row in recorded("continuous")) and not options.again:
                     continue
                 row = key | {"commit": library_commit()} | Run(setting, seed, options).row(arm)
                 # Read anew: another process may measure another instance meanwhile.
-                record("continuous", [r for r in recorded("continuous") if not _is(r, key)] + [row])
+                record("continuous", [r for r in recorded("continuous") if not matches(r, key)] + [row])
                 print({k: v for k, v in row.items() if not isinstance(v, list | dict)}, flush=True)
-
-
-def _is(row: dict[str, Any], key: dict[str, Any]) -> bool:
-    return all(row[name] == value for name, value in key.items())
 
 
 @dataclass(frozen=True)
@@ -174,7 +96,7 @@ class Run:
         call: dict[str, Any] = {"budgets": budgets, "recovery": recovery, "time_limit": 20.0}
         if arm in ("exact", "top-k"):
             model, training = self._without_penalty(), None
-            call["solver"] = "auto" if arm == "exact" else TopK()
+            call["solver"] = "auto" if arm == "exact" else TOP_K
         else:
             model, training = self.setting.model, self._training(arm)
         _, report = qp.prune(model, self.setting.example, training=training, **call)
@@ -225,23 +147,6 @@ class Run:
         return CACHE / f"{self.setting.name}-{arm}-{share}-{self.seed}-{o.train}x{o.batches}".replace(
             " ", "_"
         )
-
-
-class TopK:
-    """As a solver: units go in the order of the l1 norm of their weights, over the whole network."""
-
-    name = "top-k"
-    classes = (ProblemClass(2, 2),)
-
-    def availability(self) -> Availability:
-        return Availability(True)
-
-    def outlook(self, program: Program) -> Outlook | None:
-        return None
-
-    def solve(self, program: Program, options: SolveOptions) -> RawSolution:
-        x = greedy_l1(program, math.inf)
-        return RawSolution(Termination(Reason.SEARCH_ENDED), x=x)
 
 
 def _figures(report: qp.PruneReport) -> dict[str, Any]:

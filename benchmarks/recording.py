@@ -52,6 +52,11 @@ def recorded(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def matches(row: dict[str, Any], key: dict[str, Any]) -> bool:
+    """Whether a row is of a run that a key names."""
+    return all(row[name] == value for name, value in key.items())
+
+
 def package_version(package: str) -> str | None:
     """The installed version, None where it is not installed."""
     try:

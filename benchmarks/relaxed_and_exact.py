@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 import qcqp_prune as qp
-from benchmarks.continuous import CACHE, TopK, resnet20
+from benchmarks.continuous import CACHE, TOP_K
 from benchmarks.instances import DATA, INSTANCES
 from benchmarks.recording import library_commit, record
+from benchmarks.settings import SETTINGS
 from qcqp_prune.continuous import train_regularised
 from qcqp_prune.train import PSPConfig, SPRConfig
 
@@ -47,7 +48,7 @@ def main() -> None:
         started = time.perf_counter()
         origins[name] = qp.solve(problem, name, time_limit=options.seconds)
         seconds[name] = time.perf_counter() - started
-    origins["magnitude top-k"] = qp.solve(problem, TopK()).masks
+    origins["magnitude top-k"] = qp.solve(problem, TOP_K).masks
     for name in RELAXATIONS:
         origins[name] = qp.relax(problem, name, time_limit=options.seconds)
         seconds[name] = origins[name].seconds
@@ -75,7 +76,7 @@ def _trained(
     if not DATA.is_dir():
         print(f"no data in {DATA}: SPR and PSP are left out")
         return {}
-    setting = resnet20()
+    setting = SETTINGS["resnet20"]()
     CACHE.mkdir(parents=True, exist_ok=True)
     methods = {
         "spr": SPRConfig(alpha=0.3, structure="units"),

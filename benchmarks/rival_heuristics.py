@@ -11,16 +11,41 @@ References:
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize as opt
 import scipy.sparse as sp
 
 from qcqp_prune.program.program import Program
+from qcqp_prune.solve.backend import Availability, Outlook, ProblemClass
+from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.result import RawSolution, Reason, Termination
 
 HALP_STEPS, HALP_REPAIRS = 10, 10
 BLOCK_ROUNDS, KNAPSACK_SECONDS = 50, 5.0
+
+
+@dataclass(eq=False)
+class AsSolver:
+    """A heuristic as what ``solve`` takes, which checks its answer like any other."""
+
+    name: str
+    heuristic: Callable[[Program, float], np.ndarray]
+    classes: tuple[ProblemClass, ...] = (ProblemClass(2, 2),)
+
+    def availability(self) -> Availability:
+        return Availability(True)
+
+    def outlook(self, program: Program) -> Outlook | None:
+        return None
+
+    def solve(self, program: Program, options: SolveOptions) -> RawSolution:
+        x = self.heuristic(program, options.time_limit or math.inf)
+        return RawSolution(Termination(Reason.SEARCH_ENDED), x=x)
 
 
 def l1_scores(program: Program) -> np.ndarray:
@@ -49,6 +74,21 @@ def greedy_l1(program: Program, seconds: float) -> np.ndarray:
             x[unit] = False
             counts[g] -= 1
     return x
+
+
+def uniform_filled(program: Program, seconds: float) -> np.ndarray:
+    """As ``uniform_l1``, and where rounding the share down left some of a budget, one more unit of a group."""
+    scores, x = l1_scores(program), uniform_l1(program, seconds)
+    widths = np.asarray([g.width for g in program.groups])
+    behind = np.argsort(program.counts(x) / widths, kind="stable").tolist()
+    out = [np.flatnonzero(~x & (program.group_of == g)) for g in behind]
+    return _filled(program, x, [int(units[scores[units].argmax()]) for units in out if len(units)])
+
+
+def greedy_filled(program: Program, seconds: float) -> np.ndarray:
+    """As ``greedy_l1``, and what the last unit gave back beyond a budget is used, the largest norms first."""
+    scores, x = l1_scores(program), greedy_l1(program, seconds)
+    return _filled(program, x, [k for k in np.argsort(-scores, kind="stable").tolist() if not x[k]])
 
 
 def alternating_blocks(program: Program, seconds: float) -> np.ndarray:
@@ -109,6 +149,17 @@ def _top(program: Program, scores: np.ndarray, counts: np.ndarray) -> np.ndarray
     x = np.zeros(program.size, np.bool_)
     for group, n in zip(program.groups, counts.tolist(), strict=True):
         x[group.start + np.argsort(-scores[group.span], kind="stable")[:n]] = True
+    return x
+
+
+def _filled(program: Program, x: np.ndarray, units: list[int]) -> np.ndarray:
+    """The point with those of some units put back, in their order, that the budgets still hold."""
+    x, counts = x.copy(), program.counts(x)
+    for unit in units:
+        g = int(program.group_of[unit])
+        counts[g] += 1
+        x[unit] = counts[g] in program.groups[g].counts and program.counts_feasible(counts)
+        counts[g] -= not x[unit]
     return x
 
 

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compatibility_page, continuous_tables, rival_tracing_table
+from benchmarks import accuracy_tables, compatibility_page, continuous_tables, rival_tracing_table
 from benchmarks.growth import exponent
 from benchmarks.plot import Series, log_log
-from benchmarks.recording import RESULTS
+from benchmarks.recording import RESULTS, recorded
 
 PAGE = RESULTS.parent.parent / "docs" / "results.md"
 COMPATIBILITY = PAGE.parent / "compatibility.md"
@@ -23,10 +23,9 @@ def main() -> None:
     for path, text in ((PAGE, page()), (COMPATIBILITY, compatibility_page.page())):
         path.write_text(text)
         print("written:", path)
-    plot = growth_plot()
-    if plot is not None:
-        PLOT.write_text(plot)
-        print("written:", PLOT)
+    for path, plot in plots().items():
+        path.write_text(plot)
+        print("written:", path)
 
 
 def page() -> str:
@@ -36,6 +35,8 @@ def page() -> str:
         "This page is made by `python -m benchmarks.tables` from the files in `benchmarks/results/`. Each section "
         "names the command that measured it.",
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
+        _section("Accuracy at equal multiply-adds", "accuracy", accuracy_tables.table),
+        _section("Table 2 of the discrete-QCQP paper", "published_table2", accuracy_tables.published),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Against rivals", "rivals", _rivals),
         _section("Residual branches that go as a whole", "blocks", _blocks),
@@ -215,12 +216,16 @@ def _blocks(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def growth_plot() -> str | None:
-    """The plot of the growth section; None where it was not measured."""
-    path = RESULTS / "growth.json"
-    if not path.is_file():
-        return None
-    rows = json.loads(path.read_text())["rows"]
+def plots() -> dict[Path, str]:
+    """The plots of what was measured, by the file that the page shows."""
+    found = {PAGE.parent / name: svg for name, svg in accuracy_tables.plots(recorded("accuracy")).items()}
+    rows = recorded("growth")
+    if rows:
+        found[PLOT] = _growth_plot(rows)
+    return found
+
+
+def _growth_plot(rows: list[dict[str, Any]]) -> str:
     pairs = [row["pairs"] for row in rows]
     series = [
         Series(name, pairs, values, exponent(pairs, values))

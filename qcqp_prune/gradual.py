@@ -14,9 +14,9 @@ from torch import nn
 from qcqp_prune.apply.surgery import copied, put_back
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.errors import PlanError
-from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.program.forms import PairwiseForm
+from qcqp_prune.importance import Importance
 from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.rounds import Rounds, left_to_choose, with_limits
 from qcqp_prune.recovery import Recovery, recover
@@ -26,8 +26,6 @@ from qcqp_prune.storage import read_json, require_file_place, write_json
 from qcqp_prune.watch import Clock, Watcher
 
 FORMAT = "qcqp-prune round"
-
-Importance = Callable[[nn.Module, ChannelGraph], PairwiseForm]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.continuous import Indicators, Training, train_regularised, unfinished, unscored
 from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError
-from qcqp_prune.gradual import Importance, Steps, prune_in_rounds
+from qcqp_prune.gradual import Steps, prune_in_rounds
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
@@ -22,7 +22,8 @@ from qcqp_prune.graph.removable import Blocks
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
 from qcqp_prune.graph.uniform import Uniform
 from qcqp_prune.graph.units import Units
-from qcqp_prune.importance import Magnitude
+from qcqp_prune.importance import Importance, Magnitude
+from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.recovery import Recovery, measure
@@ -103,10 +104,7 @@ def prune(
     clock = Clock(watch)
     recovery, rounds = recovery or Recovery(), rounds or Rounds(1, 0)
     scores: Importance = Magnitude() if importance is None else importance
-    if isinstance(scores, type) or not callable(scores):
-        raise InvalidOptionError(
-            f"importance is {importance!r}: give an object such as Magnitude(), or a function of model and graph"
-        )
+    require_importance(scores)
     _require_consistent(budgets, training, recovery)
     if rounds.count > 1:
         _require_gradual(rounds, training, recovery, columns, options)
@@ -219,10 +217,18 @@ def _require_gradual(
 
 
 def describe(importance: Importance) -> str:
-    """An importance in words: its name, and the variant where it has one."""
+    """An importance in words: its name, and the words, numbers and importances that it was made with."""
     name = getattr(importance, "__name__", type(importance).__name__)
-    variant = getattr(importance, "variant", None)
-    return name if variant is None else f"{name}({variant})"
+    if hasattr(importance, "variant"):
+        return f"{name}({importance.variant})"
+    parts = []
+    for part in fields(importance) if is_dataclass(importance) else ():
+        value = getattr(importance, part.name)
+        if part.name == "importance":
+            parts.append(describe(value))
+        elif isinstance(value, str | int | float):
+            parts.append(str(value))
+    return f"{name}({', '.join(parts)})" if parts else name
 
 
 def _watched(options: SolveOptions, watch: Watcher) -> SolveOptions:

@@ -28,12 +28,13 @@ from qcqp_prune.apply.masked_windows import WINDOWS
 from qcqp_prune.apply.removed import without_blocks
 from qcqp_prune.apply.widened import Widened
 from qcqp_prune.errors import UnsupportedOpError
-from qcqp_prune.graph.channels import BoolArray, ChannelGraph, TensorSpec
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.export import canonical_names, export
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.outputs import output_leaves, traced_state
 from qcqp_prune.graph.walk import CONSTANTS, additions, is_pointwise, op_name
+from qcqp_prune.graph.zeroed import kernel_mask, tensor_mask
 
 Hook = Callable[[Node, Any], None]
 
@@ -66,11 +67,7 @@ class MaskedNetwork:
         self._specs = {spec.name: spec for spec in graph.tensors}
         # A filter without a column is still a channel: it gives its bias. So columns are zeroed, not masked.
         self._kernels = {
-            spec.name: torch.from_numpy(graph.kernel_mask(spec, flat).copy()).reshape(
-                spec.shape[0], 1, *spec.shape[2:]
-            )
-            for spec in graph.tensors
-            if spec.columns is not None
+            spec.name: kernel_mask(graph, spec, flat) for spec in graph.tensors if spec.columns is not None
         }
         self._kept_sums = {kept.index: kept for kept in graph.kept_sums}
         self.uneven_sums: set[int] = set()
@@ -199,24 +196,6 @@ def exported_module(program: ExportedProgram) -> GraphModule:
             part.graph.erase_node(node)
         part.recompile()
     return module
-
-
-def tensor_mask(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> Tensor | None:
-    """Which entries of a parameter or buffer are kept, in its shape; None where all are."""
-    if all(axis is None or flat[graph.axes[axis]].all() for axis in spec.axes):
-        return None
-    mask = torch.ones(spec.shape, dtype=torch.bool)
-    for dim, axis in enumerate(spec.axes):
-        if axis is None:
-            continue
-        kept = torch.from_numpy(flat[graph.axes[axis]])
-        if dim == 1 and spec.segments > 1:
-            local = kept.reshape(spec.segments, 1, -1)
-            rows = mask.reshape(spec.segments, -1, spec.shape[1], *spec.shape[2:])
-            mask = (rows & local.reshape(*local.shape, *[1] * (len(spec.shape) - 2))).reshape(spec.shape)
-        else:
-            mask = mask & kept.reshape([-1 if d == dim else 1 for d in range(len(spec.shape))])
-    return mask
 
 
 def execute(node: Node, env: Mapping[Node, Any]) -> Any:

@@ -99,7 +99,10 @@ class SlimAttention(nn.MultiheadAttention):
             raise RuntimeError("is_causal is a hint that attn_mask is causal: give the mask as well")
         batched, first = query.dim() == 3, self.batch_first
         hint = is_causal and key_padding_mask is None and not need_weights
-        q, k, v = (self._in_heads(x, batched=batched) for x in self._projected(query, key, value))
+        # Laid out as PyTorch's own, tokens first: each of its products then has the same rows as each of these.
+        inputs = {id(x): _tokens_first(x, batched=batched, first=first) for x in (query, key, value)}
+        laid = (inputs[id(x)] for x in (query, key, value))
+        q, k, v = (self._in_heads(x) for x in self._projected(*laid))
         mask = None if hint else self._mask(attn_mask, key_padding_mask, q)
         if self.bias_k is not None and self.bias_v is not None:
             k, v = (self._extended(x, b) for x, b in ((k, self.bias_k), (v, self.bias_v)))
@@ -117,9 +120,11 @@ class SlimAttention(nn.MultiheadAttention):
             weights = weights.mean(1) if average_attn_weights else weights
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint, scale=self.scale)
-        y = y.permute(*((0, 2, 1, 3) if first or not batched else (2, 0, 1, 3))).flatten(-2)
-        y = F.linear(y, self.out_proj.weight, self.out_proj.bias)
-        return (y, weights) if batched else (y[0], None if weights is None else weights[0])
+        y = y.permute(2, 0, 1, 3).flatten(-2)
+        y = F.linear(y.flatten(0, 1), self.out_proj.weight, self.out_proj.bias).reshape(*y.shape[:2], -1)
+        if not batched:
+            return y[:, 0], None if weights is None else weights[0]
+        return (y.transpose(0, 1) if first else y), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values, all heads of each in the last dimension."""
@@ -132,12 +137,9 @@ class SlimAttention(nn.MultiheadAttention):
         inputs = zip((query, key, value), self._weights(), biases, strict=True)
         return [F.linear(x, w, b) for x, w, b in inputs]
 
-    def _in_heads(self, x: Tensor, *, batched: bool) -> Tensor:
-        """``(N, heads, tokens, dimensions)``, whatever stood first."""
-        x = x.reshape(*x.shape[:-1], self.num_heads, -1)
-        if not batched:
-            return x.transpose(0, 1)[None]
-        return x.transpose(1, 2) if self.batch_first else x.permute(1, 2, 0, 3)
+    def _in_heads(self, x: Tensor) -> Tensor:
+        """``(N, heads, tokens, dimensions)`` of ``(tokens, N, features)``."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1).permute(1, 2, 0, 3)
 
     def _extended(self, x: Tensor, bias: Tensor) -> Tensor:
         """One more token, the same for all samples."""
@@ -163,6 +165,13 @@ class SlimAttention(nn.MultiheadAttention):
         return (
             f"heads={self.num_heads}, keys={self.head_dim}, values={self.value_dim}, scale={self.scale:.4g}"
         )
+
+
+def _tokens_first(x: Tensor, *, batched: bool, first: bool) -> Tensor:
+    """``(tokens, N, features)``."""
+    if not batched:
+        return x[:, None]
+    return x.transpose(0, 1) if first else x
 
 
 def slim_attentions(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:

@@ -14,9 +14,6 @@ from qcqp_prune.program.problem import Resource
 from qcqp_prune.resources.accelerator import AcceleratorCycles
 from qcqp_prune.resources.latency import LatencyTable
 
-IMPORTANCES = ("magnitude", "batch_norm_scale", "taylor")
-VARIANTS = ("paper", "authors", "l2")
-
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """``did you mean 'x'? `` or nothing."""
@@ -156,21 +153,3 @@ def parse_shape(text: str) -> tuple[int, ...]:
     if not shape or min(shape) < 1:
         raise ConfigError(f"--input-shape {text!r} cannot be read: write positive integers such as 1,3,32,32")
     return shape
-
-
-def parse_importance(text: str) -> tuple[str, str]:
-    """``"magnitude:l2"`` as name and variant; the paper's variant where none is named.
-
-    Raises:
-        ConfigError: there is no such importance.
-    """
-    name, _, variant = text.partition(":")
-    if name not in IMPORTANCES:
-        raise ConfigError(
-            f"no importance is called {name!r}: {nearest(name, IMPORTANCES)}choose from {', '.join(IMPORTANCES)}"
-        )
-    if variant and (name != "magnitude" or variant not in VARIANTS):
-        raise ConfigError(
-            f"no importance is called {text!r}: variants are magnitude:{', magnitude:'.join(VARIANTS)}"
-        )
-    return name, variant or VARIANTS[0]

@@ -12,12 +12,12 @@ from qcqp_prune.cli.arguments import (
     parse_amount,
     parse_budgets,
     parse_globs,
-    parse_importance,
     parse_kwargs,
     parse_shape,
     parse_units,
 )
 from qcqp_prune.cli.console import OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
+from qcqp_prune.cli.importances import parse_importance
 from qcqp_prune.errors import ConfigError, PlanError
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.files import TracedNetwork, read_traced, write_traced
@@ -57,8 +57,19 @@ def trace(
     weights: Weights = None,
     model_seed: Annotated[int, typer.Option(help="Of the random initialisation.")] = 0,
     importance: Annotated[
-        str, typer.Option(help="magnitude, magnitude:authors, magnitude:l2, batch_norm_scale.")
-    ] = ("magnitude"),
+        str,
+        typer.Option(
+            help="magnitude, magnitude:authors, magnitude:l2, batch_norm_scale, geometric_median, lamp, random, "
+            "random:SEED. Those that need data are for configuration files."
+        ),
+    ] = "magnitude",
+    normalise: Annotated[
+        Literal["none", "layer", "macs", "group"], typer.Option(help="What is brought to one scale.")
+    ] = "none",
+    concave: Annotated[
+        float | None,
+        typer.Option(help="Gains fall the more of a group is kept: a power from 0 (logarithm) to 1 (a sum)."),
+    ] = None,
     ignore: Annotated[
         list[str] | None, typer.Option(help="Layer name or glob whose outputs are kept.")
     ] = None,
@@ -104,7 +115,7 @@ def trace(
     from qcqp_prune.graph.trace import trace as trace_model
 
     require_file_place(output)
-    scored = parse_importance(importance)
+    scored = parse_importance(importance, normalise, concave)
     shape = parse_shape(input_shape)
     kwargs = parse_kwargs(kwarg or [])
     origin = {
@@ -128,7 +139,7 @@ def trace(
             uniform=parse_globs(uniform or []),
             progress=bar.show,
         )
-    objective = make_importance(*scored)(network, graph)
+    objective = make_importance(scored)(network, graph)
     show_ranges(graph)
     path, scores = write_traced(output, TracedNetwork(graph, objective, origin))
     OUT.print(

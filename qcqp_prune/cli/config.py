@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcqp_prune.cli.arguments import further_resources
+from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
 from qcqp_prune.cli.sections import read_section, require_known, with_environment
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.program.problem import Resource, all_resources, parse_budgets
@@ -57,15 +58,6 @@ class TraceSection:
     sharing: Literal["strict", "free"] = "strict"
     blocks: bool | tuple[str, ...] = False
     uniform: bool | tuple[str, ...] = False
-
-
-@dataclass(frozen=True)
-class ImportanceSection:
-    """``batches`` of training data are for ``taylor``, ``variant`` is for ``magnitude``."""
-
-    name: Literal["magnitude", "batch_norm_scale", "taylor"] = "magnitude"
-    variant: Literal["paper", "authors", "l2"] = "paper"
-    batches: int = 8
 
 
 @dataclass(frozen=True)
@@ -338,6 +330,7 @@ def _require_data(config: RunConfig) -> None:
     wants = [f"[{n}] epochs" for n in ("pretrain", "finetune") if getattr(config, n).epochs]
     wants += ["[rounds] epochs"] if config.rounds is not None and config.rounds.epochs else []
     wants += ["[training]"] if config.training.method != "none" else []
-    wants += ["[importance] taylor"] if config.importance and config.importance.name == "taylor" else []
+    scored = config.importance
+    wants += [f"[importance] {scored.name}"] if scored and scored.name in NEED_DATA else []
     if wants:
         raise ConfigError(f"{' and '.join(wants)} need data and [data] names none: add [data] name")

@@ -19,10 +19,23 @@ from torch import Tensor, nn
 
 from qcqp_prune import data as readers
 from qcqp_prune.cli.arguments import nearest
+from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
 from qcqp_prune.data import Augmentation, DataSplit
 from qcqp_prune.errors import ConfigError, ModelLoadError, QcqpPruneError
-from qcqp_prune.gradual import Importance
-from qcqp_prune.importance import BatchNormScale, Magnitude, Taylor
+from qcqp_prune.importance import (
+    Activation,
+    BatchNormScale,
+    Concave,
+    Fisher,
+    GeometricMedian,
+    Importance,
+    Lamp,
+    Magnitude,
+    NeuronSensitivity,
+    Normalised,
+    Random,
+    Taylor,
+)
 from qcqp_prune.models import load_pretrained
 from qcqp_prune.train.batches import Loader
 
@@ -148,21 +161,50 @@ def example_input(shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
     return torch.zeros(shape, dtype=kind)
 
 
-def make_importance(name: str, variant: str, loader: Loader | None = None, batches: int = 8) -> Importance:
-    """The importance of that name.
+def make_importance(wanted: ImportanceSection, loader: Loader | None = None) -> Importance:
+    """The importance that a section names.
+
+    Args:
+        wanted: by name, with its variant, and what is made of it.
+        loader: training data for those that need some, of which the first batches are taken.
 
     Raises:
         ConfigError: it needs data and there is none.
+        InvalidOptionError: it cannot be normalised in the way that is asked for.
     """
-    if name == "batch_norm_scale":
-        return BatchNormScale()
-    if name == "taylor":
+    importance = _criterion(wanted, loader)
+    if wanted.normalise != "none":
+        importance = Normalised(importance, wanted.normalise)
+    return importance if wanted.concave is None else Concave(importance, wanted.concave)
+
+
+def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
+    form: Any = wanted.form
+    if wanted.name in NEED_DATA:
         if loader is None:
             raise ConfigError(
-                "importance taylor needs data: name a data set in a config file, or choose magnitude"
+                f"importance {wanted.name} needs data: name a data set in a config file, or choose magnitude"
             )
-        return Taylor(list(itertools.islice(iter(loader), batches)))
-    return Magnitude(variant)  # type: ignore[arg-type]
+        batches = list(itertools.islice(iter(loader), wanted.batches))
+        if wanted.name == "taylor":
+            return Taylor(batches, form=form)
+        if wanted.name == "fisher":
+            return Fisher(batches)
+        return (
+            NeuronSensitivity(batches, form)
+            if wanted.name == "neuron_sensitivity"
+            else Activation(batches, form)
+        )
+    if wanted.name == "magnitude":
+        return Magnitude(form)
+    if wanted.name == "random":
+        return Random(wanted.seed)
+    plain: dict[str, Callable[[], Importance]] = {
+        "batch_norm_scale": BatchNormScale,
+        "geometric_median": GeometricMedian,
+        "lamp": Lamp,
+    }
+    return plain[wanted.name]()
 
 
 def read_data(name: str, root: str | None) -> DataSplit | None:

@@ -68,9 +68,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     options = _options(config)
     train, validation = _data(config)
     wanted = config.importance
-    importance = (
-        None if wanted is None else make_importance(wanted.name, wanted.variant, train, wanted.batches)
-    )
+    importance = None if wanted is None else make_importance(wanted, train)
     training = _training(config, train)
     model = _built(config)
     recovery = _recovery(config, model, train, validation)

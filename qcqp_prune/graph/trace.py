@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from torch import nn
-from torch.export import ExportedProgram
-from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError, UnknownLayerError
 from qcqp_prune.graph.axes import Axes
@@ -28,17 +25,16 @@ from qcqp_prune.graph.channels import (
 )
 from qcqp_prune.graph.columns import Columns, column_units, read_globs, with_columns
 from qcqp_prune.graph.export import canonical_names, export, state_placeholders
+from qcqp_prune.graph.follow import Progress, follow, silent
 from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, group_units, matches
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
-from qcqp_prune.graph.ops.joins import pointwise
 from qcqp_prune.graph.removable import Blocks, Traced, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
 from qcqp_prune.graph.uniform import Uniform, tied_alike
 from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_one_size, keep_pairs
-from qcqp_prune.graph.unknown import kept_whole
-from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, is_pointwise, op_name
+from qcqp_prune.graph.walk import FoundLayer, Handler, Walk
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +42,6 @@ Sharing = Literal["strict", "free"]
 """Whether tensors that are added keep the same channels, or each its own."""
 
 Ignored = Iterable[str | nn.Module]
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much; 0 of 0 where that cannot be known."""
 
 
 def trace(
@@ -109,7 +102,7 @@ def trace(
         raise InvalidOptionError(f"sharing={sharing!r}: choose from {', '.join(get_args(Sharing))}")
     call = as_call(example_inputs)
     inputs, tree = describe(call)
-    tell = progress or _silent
+    tell = progress or silent
     tell("exporting the network", 0, 0)
     program = export(model, call)
     names = canonical_names(model)
@@ -117,7 +110,7 @@ def trace(
     walk = Walk(model, placeholders, batch_size(call), free_sums=sharing == "free")
     aliases = _aliases(names)
     walk.units = UnitBook(choice, lambda found: _base_name(walk, found, aliases))
-    _walk(walk, program, placeholders, {**HANDLERS, **(handlers or {})}, tell)
+    follow(walk, program, placeholders, {**HANDLERS, **(handlers or {})}, tell)
     tell("grouping what lives and dies together", 0, 0)
     layers = _named_layers(walk, aliases)
     keep_one_size(walk)
@@ -148,61 +141,6 @@ def _asked(walk: Walk, layers: list[NamedLayer], globs: tuple[str, ...]) -> list
         for k, layer in enumerate(layers)
         if any(matches(layer.name, g) if g else walk.layers[k].op.startswith("conv") for g in globs)
     ]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody wants to know."""
-
-
-def _walk(
-    walk: Walk,
-    program: ExportedProgram,
-    placeholders: Mapping[str, str],
-    table: Mapping[str, Handler],
-    tell: Progress,
-) -> None:
-    total = len(program.graph.nodes)
-    for done, node in enumerate(program.graph.nodes):
-        tell("following its operators", done, total)
-        if node.op == "placeholder":
-            is_input = node.name in program.graph_signature.user_inputs
-            walk.set_axes(node, _placeholder(walk, node, placeholders, is_input=is_input), is_input=is_input)
-        elif node.op == "output":
-            walk.freeze_inputs(node, "network output")
-        elif node.op == "call_function":
-            walk.set_axes(node, _call(walk, node, table))
-        else:
-            walk.set_axes(node, [])
-
-
-def _placeholder(walk: Walk, node: Node, placeholders: Mapping[str, str], *, is_input: bool) -> Axes:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
-        return []
-    name = placeholders.get(node.name)
-    if name is not None:
-        return walk.new_tensor(name, value.shape)
-    reason = "network input" if is_input else "a constant written into forward"
-    axes: Axes = [walk.table.fresh(int(size)) for size in value.shape]
-    for labels in axes:
-        walk.table.freeze(labels, reason)
-        if is_input and labels is not None:
-            walk.table.make(labels)
-    return [None, *axes[1:]] if is_input and axes else axes
-
-
-def _call(walk: Walk, node: Node, table: Mapping[str, Handler]) -> Axes | list[Axes]:
-    value = node.meta.get("val")
-    many = isinstance(value, list | tuple)
-    if not isinstance(value, torch.Tensor) and not many:
-        return []
-    name = op_name(node)
-    handler = table.get(name)
-    if handler is None and is_pointwise(node):
-        handler = pointwise
-    if handler is not None:
-        return handler(walk, node)
-    return kept_whole(walk, node)
 
 
 def _aliases(names: Mapping[str, str]) -> dict[str, list[str]]:

@@ -1,17 +1,111 @@
-"""From one score for each (output, input) pair of a layer's weight to an objective over units."""
+"""From scores of each layer, of its (output, input) pairs or of its units, to an objective over units."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from qcqp_prune.errors import InvalidScoreError, MaskMismatchError
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError, MaskMismatchError
 from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
+from qcqp_prune.graph.idle import idle
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairTerm, PairwiseForm
+
+Importance = Callable[[nn.Module, ChannelGraph], PairwiseForm]
+"""What units are worth: anything that makes an objective of a model and its graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitScores:
+    """Scores that a layer gives to units, not to pairs.
+
+    Attributes:
+        units: ``(n,)`` flat unit indices; a unit may occur more than once, and its scores add up.
+        values: ``(n,) float64``.
+    """
+
+    units: IntArray
+    values: FloatArray
+
+
+ScoreOf = Callable[[Layer], FloatArray | UnitScores | None]
+"""Gives of a layer ``(segments, outputs, inputs)`` as from ``pair_scores``, scores of units, or None: left out."""
+
+
+def require_importance(importance: object) -> None:
+    """Refuse what cannot score: a name, or a class where an object is meant.
+
+    Raises:
+        InvalidOptionError: it is no such thing.
+    """
+    if not callable(importance) or isinstance(importance, type):
+        raise InvalidOptionError(
+            f"importance is {importance!r}: give an object such as Magnitude(), or a function of model and graph"
+        )
+
+
+class Layerwise(ABC):
+    """An importance that is a sum over layers, each of which can be scaled by itself."""
+
+    unit: ClassVar[str] = "dimensionless"
+
+    @abstractmethod
+    def scores(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        """What gives the scores of a layer; called once for each.
+
+        Raises:
+            MaskMismatchError: the model is not the one that was traced.
+            InvalidScoreError: a parameter, or what follows from it, is NaN or infinite.
+            InvalidOptionError: calibration data are missing or of the wrong kind, or a unit would have no score.
+        """
+
+    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
+        """The objective over the graph's units; raises what ``scores`` does."""
+        return pairwise_form(graph, self.scores(model, graph), self.unit)
+
+
+def of_units(graph: ChannelGraph, found: Mapping[str, UnitScores], who: str) -> ScoreOf:
+    """Scores of units by the names of layers.
+
+    Raises:
+        InvalidScoreError: a score is NaN or infinite.
+        InvalidOptionError: a unit that may go has no score, and would go for nothing.
+    """
+    broken = [name for name, scores in found.items() if not np.isfinite(scores.values).all()]
+    if broken:
+        raise InvalidScoreError(
+            f"{who} of {broken[0]} is NaN or infinite: check the weights, the loss and the data"
+        )
+    touched = np.concatenate([np.zeros(0, np.int64), *(scores.units for scores in found.values())])
+    if (left := idle(graph, touched)).any():
+        groups = [graph.groups[g].id for g in np.unique(graph.group_of_unit[left])]
+        raise InvalidOptionError(
+            f"{who} says nothing of {groups[0]} and {len(groups) - 1} more groups that may go: keep them by "
+            "ignored_layers (kernel columns by columns=False), or choose Magnitude or Taylor"
+        )
+    return lambda layer: found.get(layer.name)
+
+
+def by_unit(units: IntArray, values: FloatArray) -> UnitScores:
+    """The sum over all positions of each unit.
+
+    Args:
+        units: ``(positions,)`` the unit that owns each.
+        values: ``(positions,)``.
+
+    Raises:
+        MaskMismatchError: there is another number of values than of positions.
+    """
+    _require_as_many(units, values)
+    own, place = np.unique(units, return_inverse=True)
+    summed = np.bincount(place.ravel(), weights=values, minlength=len(own)).astype(np.float64)
+    return UnitScores(own, summed)
 
 
 def weight_tensors(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
@@ -69,14 +163,20 @@ def pair_scores(layer: Layer, entries: torch.Tensor, columns: int = 1) -> FloatA
     return np.ascontiguousarray(rows.cpu().numpy())
 
 
+def filters_of(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
+    """A weight with all that one output is made with in a row: ``(segments, outputs of a segment, entries)``."""
+    weight = own_rows(layer, weight)
+    if "transpose" in layer.op:
+        return weight.reshape(layer.segments, -1, *weight.shape[1:]).transpose(1, 2).flatten(2)
+    return weight.reshape(layer.segments, -1, weight[0].numel())
+
+
 def own_rows(layer: Layer, weight: torch.Tensor) -> torch.Tensor:
     """The rows of a weight that a layer uses: all but for packed projections."""
     return weight if layer.rows is None else weight[slice(*layer.rows)]
 
 
-def pairwise_form(
-    graph: ChannelGraph, score_of: Callable[[Layer], FloatArray | None], unit: str = "dimensionless"
-) -> PairwiseForm:
+def pairwise_form(graph: ChannelGraph, score_of: ScoreOf, unit: str = "dimensionless") -> PairwiseForm:
     """The objective ``sum_l <I_l, A_l>`` of per-layer scores.
 
     A pair of one unit with itself (depthwise) gives a linear term, and so does a pair with a unit that always stays:
@@ -86,8 +186,7 @@ def pairwise_form(
 
     Args:
         graph: the channel graph.
-        score_of: gives for a layer ``(segments, outputs, inputs)`` as from ``pair_scores``, or None to leave it out.
-            Called once for each.
+        score_of: called once for each layer.
         unit: unit of the scores, for reports.
 
     References:
@@ -98,6 +197,9 @@ def pairwise_form(
     for k, layer in enumerate(graph.layers):
         score, block = score_of(layer), graph.block_of_layer.get(k)
         if score is None:
+            continue
+        if isinstance(score, UnitScores):
+            terms += add_units(unary, graph, block, score.units, score.values)
             continue
         outs = graph.axes[layer.made_axis].reshape(layer.segments, -1)
         ins = graph.axes[layer.in_axis].reshape(layer.segments, -1)
@@ -143,12 +245,16 @@ def add_units(
     Raises:
         MaskMismatchError: there is another number of values than of positions.
     """
+    _require_as_many(units, values)
+    if block is None or goes_with(graph, block, units):
+        np.add.at(unary, units, values)
+        return []
+    return [PairTerm(units, np.asarray([graph.blocks[block].unit]), values[:, None])]
+
+
+def _require_as_many(units: IntArray, values: FloatArray) -> None:
     if values.shape != units.shape:
         raise MaskMismatchError(
             f"a layer has {tuple(values.shape)} values where the graph knows {units.shape}: "
             "trace this model, then compute its importance"
         )
-    if block is None or goes_with(graph, block, units):
-        np.add.at(unary, units, values)
-        return []
-    return [PairTerm(units, np.asarray([graph.blocks[block].unit]), values[:, None])]

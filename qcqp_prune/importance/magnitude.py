@@ -12,11 +12,12 @@ from torch import nn
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.importance.layerwise import (
+    Layerwise,
+    ScoreOf,
     add_units,
     columns_of,
     own_rows,
     pair_scores,
-    pairwise_form,
     weight_tensors,
 )
 from qcqp_prune.program.coefficients import FloatArray
@@ -26,7 +27,7 @@ Variant = Literal["paper", "authors", "l2"]
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Layerwise):
     """Size of the weights between two units, each layer scaled by its norm.
 
     With ``S[o, i]`` the score of the kernel from input i to output o of a layer:
@@ -51,13 +52,8 @@ class Magnitude:
         if self.variant not in ("paper", "authors", "l2"):
             raise InvalidOptionError(f"variant={self.variant!r}: choose paper, authors or l2")
 
-    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
-        """The objective over the graph's units, dimensionless.
-
-        Raises:
-            MaskMismatchError: the model is not the one that was traced.
-            InvalidScoreError: a weight holds NaN or infinity.
-        """
+    def scores(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        """Of pairs."""
         weights = weight_tensors(model, graph)
 
         def score_of(layer: Layer) -> FloatArray | None:
@@ -76,7 +72,7 @@ class Magnitude:
             )
             return score / norm if norm > 0 else score
 
-        return pairwise_form(graph, score_of)
+        return score_of
 
 
 @dataclass(frozen=True)

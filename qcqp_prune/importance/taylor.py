@@ -2,114 +2,176 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import Node
 
-from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph, Layer
-from qcqp_prune.graph.state import eval_mode
-from qcqp_prune.importance.layerwise import columns_of, pair_scores, pairwise_form, weight_tensors
+from qcqp_prune.graph.observe import Observed
+from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.importance.gradients import (
+    Batches,
+    Loss,
+    batch_gradients,
+    device_of,
+    read_batches,
+    require_finite,
+    share,
+    trainable,
+    uses,
+    weight_names,
+)
+from qcqp_prune.importance.layerwise import (
+    Layerwise,
+    ScoreOf,
+    UnitScores,
+    by_unit,
+    columns_of,
+    filters_of,
+    of_units,
+    own_rows,
+    pair_scores,
+    weight_tensors,
+)
 from qcqp_prune.program.coefficients import FloatArray
-from qcqp_prune.program.forms import PairwiseForm
-
-Loss = Callable[[Any, Any], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Taylor:
-    """``S[o, i] = mean over batches of |sum_k W[o, i, k] dL/dW[o, i, k]|``, for each pair of units.
+class Taylor(Layerwise):
+    """First order of what the loss changes by when weights, or what a unit sends on, become zero.
 
-    Where kernel columns are units the sum is over the kernel positions of one column, usually a single one.
+    * ``weight``: ``S[o, i] = mean over batches of |sum_k W[o, i, k] dL/dW[o, i, k]|``, for each pair of units. Where
+      kernel columns are units the sum is over the kernel positions of one column, usually a single one.
+    * ``gate``: for each layer and unit ``mean over batches of |dL/dz|``, ``z`` a gate of 1 on all that the layer sends
+      on for the unit, ``dL/dz = sum over positions of y dL/dy``. No activation is kept for it: by Euler's theorem that
+      is ``sum W dL/dW + b dL/db`` of the filter, or ``gamma dL/dgamma + beta dL/dbeta`` where the layer's output goes
+      straight into a batch norm with a scale. A bias is the parameter whose name has ``bias`` for ``weight``. Signs
+      are kept within a unit: what its weights do to the loss may cancel, in pairs it cannot.
 
     Gradients are taken in eval mode, so batch norms use their running statistics; the model's own gradients and
-    modes are left as they were.
+    modes are left as they were. A weight that is used several times has one gradient: each use gets its share.
 
     Attributes:
         batches: pairs of (inputs, targets); iterated once.
         loss: ``loss(model(inputs), targets)``; cross-entropy when None.
+        form: ``weight`` or ``gate``.
+
+    Raises:
+        InvalidOptionError: there is no batch, one is no pair of tensors, a layer's weight does not require a gradient,
+            or gates are asked for where kernel columns are units.
+        InvalidScoreError: a gradient is NaN or infinite.
 
     References:
-        Molchanov et al., "Importance estimation for neural network pruning" (CVPR 2019), eq. 8, here per pair of
-        an input and an output channel.
+        Molchanov et al., "Importance estimation for neural network pruning" (CVPR 2019), the contribution of a group of
+        weights and of gates (eq. 9 and after), in absolute value; ``weight`` takes a kernel for a group.
     """
 
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    batches: Batches
     loss: Loss | None = None
+    form: Literal["weight", "gate"] = "weight"
 
-    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
-        """The objective over the graph's units, in units of the loss.
+    unit: ClassVar[str] = "loss"
 
-        Raises:
-            InvalidOptionError: there is no batch, one is no pair of tensors, or a layer's weight does not require a
-                gradient.
-            InvalidScoreError: a gradient is NaN or infinite.
-        """
+    def __post_init__(self) -> None:
+        if self.form not in ("weight", "gate"):
+            raise InvalidOptionError(f"form={self.form!r}: choose weight or gate")
+
+    def scores(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        """Of pairs, or of units."""
         weight_tensors(model, graph)
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        names = list(dict.fromkeys(layer.weight for layer in graph.layers if layer.weight))
-        frozen = [n for n in names if n not in parameters or not parameters[n].requires_grad]
-        if frozen:
-            raise InvalidOptionError(
-                f"{frozen[0]} and {len(frozen) - 1} more weights do not require gradients, which Taylor needs: "
-                "call requires_grad_(True) on the model, or use Magnitude"
-            )
-        weights = [parameters[n] for n in names]
-        loss = self.loss or nn.functional.cross_entropy
+        return self._pairs(model, graph) if self.form == "weight" else self._gates(model, graph)
+
+    def _pairs(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        weights = trainable(model, weight_names(graph), "Taylor")
         parts = {x.weight: columns_of(graph, x) for x in graph.layers if x.weight}
-        shapes = [(*p.shape[:2], parts[n]) for n, p in zip(names, weights, strict=True)]
-        totals = [
-            torch.zeros(s, dtype=torch.float64, device=p.device) for s, p in zip(shapes, weights, strict=True)
-        ]
+        totals = {
+            n: torch.zeros((*w.shape[:2], parts[n]), dtype=torch.float64, device=w.device)
+            for n, w in weights.items()
+        }
         count = 0
-        with eval_mode(model), torch.enable_grad():
-            for batch in self.batches:
-                inputs, targets = _pair(batch)
-                value = loss(model(inputs.to(weights[0].device)), targets.to(weights[0].device))
-                gradients = torch.autograd.grad(value, weights, allow_unused=True)
-                for total, weight, gradient in zip(totals, weights, gradients, strict=True):
-                    if gradient is not None:
-                        product = (weight.detach().double() * gradient.double()).reshape(*total.shape, -1)
-                        total += product.sum(-1).abs()
-                count += 1
-        if count == 0:
-            raise InvalidOptionError(
-                "Taylor was given no batch: pass a loader with at least one (one-shot iterators run dry)"
-            )
-        mean = {name: total / count for name, total in zip(names, totals, strict=True)}
-        broken = [name for name, total in mean.items() if not torch.isfinite(total).all()]
-        if broken:
-            raise InvalidScoreError(
-                f"the gradient of {broken[0]} is NaN or infinite: check the loss and the data"
-            )
-        calls = Counter((layer.weight, layer.rows) for layer in graph.layers)
+        for gradients in batch_gradients(model, weights, self.batches, self.loss, "Taylor"):
+            for name, gradient in gradients.items():
+                product = weights[name].detach().double() * gradient.double()
+                totals[name] += product.reshape(*totals[name].shape, -1).sum(-1).abs()
+            count += 1
+        require_finite(totals)
+        counted = uses(graph)
 
-        # The gradient of a weight that is used several times is of all its uses together: each gets its share.
-        def score_of(x: Layer) -> FloatArray | None:
-            return (
-                pair_scores(x, mean[x.weight], parts[x.weight]) / calls[x.weight, x.rows]
-                if x.weight
-                else None
-            )
+        def score_of(layer: Layer) -> FloatArray | None:
+            if not layer.weight:
+                return None
+            scale = share(layer, counted) / count
+            return pair_scores(layer, totals[layer.weight], parts[layer.weight]) * scale
 
-        return pairwise_form(graph, score_of, unit="loss")
+        return score_of
+
+    def _gates(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        rest = iter(self.batches)
+        first = list(itertools.islice(rest, 1))
+        ((inputs, _),) = read_batches(first, device_of(model), "Taylor")
+        scales = _scales(model, graph, inputs)
+        made_with = {x.name: scales.get(x.name) or _affine(model, x) for x in graph.layers if x.weight}
+        needed = trainable(model, dict.fromkeys(n for names in made_with.values() for n in names), "Taylor")
+        counted = uses(graph)
+        of_scale = Counter(names[0] for names in scales.values())
+        totals: dict[str, FloatArray] = {}
+        count = 0
+        for gradients in batch_gradients(model, needed, itertools.chain(first, rest), self.loss, "Taylor"):
+            products = {n: needed[n].detach().double() * g.double() for n, g in gradients.items()}
+            for layer in graph.layers:
+                names = [n for n in made_with.get(layer.name, ()) if n in products]
+                if names:
+                    units = graph.axes[layer.out_axis]
+                    summed = np.sum([_by_output(layer, products[n], len(units)) for n in names], axis=0)
+                    own = np.abs(by_unit(units, summed).values)
+                    totals[layer.name] = totals.get(layer.name, 0.0) + own
+            count += 1
+        found = {}
+        for layer in graph.layers:
+            if layer.weight:
+                units = np.unique(graph.axes[layer.out_axis])
+                scale = 1 / of_scale[scales[layer.name][0]] if layer.name in scales else share(layer, counted)
+                values = totals.get(layer.name, np.zeros(len(units))) * (scale / count)
+                found[layer.name] = UnitScores(units, values)
+        return of_units(graph, found, "Taylor(form='gate')")
 
 
-def _pair(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets of a batch."""
-    if (
-        isinstance(batch, tuple | list)
-        and len(batch) == 2
-        and all(isinstance(part, torch.Tensor) for part in batch)
-    ):
-        return batch[0], batch[1]
-    found = f"a {type(batch).__name__}"
-    if isinstance(batch, tuple | list):
-        found += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
-    raise InvalidOptionError(
-        f"Taylor was given {found} as a batch: give a loader of pairs (inputs, targets), both tensors"
-    )
+def _scales(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> dict[str, tuple[str, ...]]:
+    """Scale and shift of the batch norm that reads a layer's output, and nothing else does, by the layer's name."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine for m in model.modules()):
+        return {}
+    followed = Observed(model, graph).steps([inputs]).followed
+    names = followed.program.graph_signature.inputs_to_parameters
+    found = {}
+    for node, k in followed.layer_of.items():
+        readers = list(node.users)
+        if len(readers) == 1 and op_name(readers[0]) == "aten::batch_norm":
+            both = [argument(readers[0], part) for part in ("weight", "bias")]
+            known = [names[x.name] for x in both if isinstance(x, Node) and x.name in names]
+            if known:
+                found[graph.layers[k].name] = tuple(known)
+    return found
+
+
+def _affine(model: nn.Module, layer: Layer) -> tuple[str, ...]:
+    """Names of the parameters of which a layer's output is a linear function."""
+    path, dot, last = layer.weight.rpartition(".")
+    bias = path + dot + last.replace("weight", "bias")
+    there = bias != layer.weight and bias in dict(model.named_parameters(remove_duplicate=False))
+    return (layer.weight, bias) if there else (layer.weight,)
+
+
+def _by_output(layer: Layer, product: Tensor, outputs: int) -> FloatArray:
+    """Entries summed for each output of a layer, ``(outputs,)``; of a weight, a bias or a scale."""
+    if product.ndim > 1:
+        product = filters_of(layer, product).sum(-1).flatten()
+    elif len(product) != outputs:
+        product = own_rows(layer, product)
+    return product.cpu().numpy()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qcqp_prune.program.coefficients import FloatArray, IntArray
 from qcqp_prune.program.forms import CountForm, PairwiseForm, UseForm
 from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.ranks import by_ranks
 from qcqp_prune.program.tables import CountTable
 
 _TINY = 1e-12
@@ -83,7 +84,7 @@ def rounding_worth(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
     """
     of_unit = problem.graph.group_of_unit
     weights = np.bincount(of_unit, weights=values * marginal_prices(problem, values))
-    return _by_ranks(problem, values, np.asarray(weights, np.float64))
+    return _logarithms(problem, values, np.asarray(weights, np.float64))
 
 
 def balanced_worth(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
@@ -103,18 +104,16 @@ def balanced_worth(problem: PruningProblem, values: FloatArray) -> PairwiseForm:
         for axis in dict.fromkeys((layer.in_axis, layer.out_axis, layer.made_axis)):
             units = graph.axes[axis]
             ends += np.bincount(graph.group_of_unit[units], minlength=len(ends)) / max(len(units), 1)
-    return _by_ranks(problem, values, np.where(ends > 0, ends, 1.0))
+    return _logarithms(problem, values, np.where(ends > 0, ends, 1.0))
 
 
-def _by_ranks(problem: PruningProblem, values: FloatArray, weights: FloatArray) -> PairwiseForm:
-    """A concave function of what stays of each group, unit by unit in the order of their values."""
-    worth = np.zeros(len(values))
-    for g in range(len(problem.graph.groups)):
-        span = problem.graph.units(g)
-        order = np.argsort(-values[span], kind="stable")
-        sums = np.cumsum(np.maximum(values[span][order], _TINY))
-        worth[span.start + order] = weights[g] * np.diff(np.log(sums), prepend=np.log(sums[0] / 2))
-    return PairwiseForm(worth)
+def _logarithms(problem: PruningProblem, values: FloatArray, weights: FloatArray) -> PairwiseForm:
+    """The logarithm of the values that each group keeps, times its weight."""
+
+    def gains(g: int, sums: FloatArray) -> FloatArray:
+        return np.asarray(weights[g] * np.diff(np.log(sums), prepend=np.log(sums[0] / 2)))
+
+    return PairwiseForm(by_ranks(problem.graph, np.maximum(values, _TINY), gains))
 
 
 def _relaxed(form: CountForm, n: FloatArray) -> tuple[float, FloatArray]:

@@ -8,6 +8,7 @@ from qcqp_prune.train.evaluate import Evaluation, evaluate
 from qcqp_prune.train.history import EpochRecord, TrainingHistory
 from qcqp_prune.train.loop import finetune
 from qcqp_prune.train.psp import PSP, PSPConfig
+from qcqp_prune.train.reconstruct import Reconstruction, reconstruct
 from qcqp_prune.train.regularizer import Regularizer
 from qcqp_prune.train.spr import SPR, SPRConfig
 
@@ -22,6 +23,7 @@ __all__ = [
     "FinetuneConfig",
     "PSPConfig",
     "Recalibration",
+    "Reconstruction",
     "Regularizer",
     "SPRConfig",
     "TrainingHistory",
@@ -29,4 +31,5 @@ __all__ = [
     "evaluate",
     "finetune",
     "recalibrate_batch_norm",
+    "reconstruct",
 ]

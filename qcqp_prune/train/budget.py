@@ -13,12 +13,13 @@ from torch import Tensor
 
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
+from qcqp_prune.graph.idle import idle
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem
 from qcqp_prune.program.relaxed import ControlPoint, balanced_worth, relaxed_use
 from qcqp_prune.solve.run import solve
-from qcqp_prune.train.entities import by_unit, idle, of_entities
+from qcqp_prune.train.entities import by_unit, of_entities
 from qcqp_prune.train.regularizer import Regularizer
 
 _SEARCH = "block_coordinate"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, UnknownLayerError
-from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray, Layer
+from qcqp_prune.graph.channels import ChannelGraph, IntArray, Layer
 from qcqp_prune.graph.grouping import matches
 from qcqp_prune.program.coefficients import FloatArray
 
@@ -135,19 +135,6 @@ def by_unit(graph: ChannelGraph, unit_of: IntArray, values: npt.ArrayLike) -> Fl
             known = out[teller[pairs]]
             np.maximum.at(out, told[pairs], np.where(np.isneginf(known), 1.0, known))
     return np.where(np.isneginf(out) | graph.stays, 1.0, out)
-
-
-def idle(graph: ChannelGraph, unit_of: IntArray) -> BoolArray:
-    """Units that may go and on which no entity acts, ``(units,)``: none of their own or of their parts."""
-    acted = graph.stays.copy()
-    acted[unit_of] = True
-    acted[[block.unit for block in graph.blocks]] = True
-    for level in graph.links.levels or ():
-        wholes, parts = graph.links.wholes[level], graph.links.parts[level]
-        silent = np.unique(wholes[~acted[parts]])
-        acted[np.setdiff1d(wholes, silent)] = True
-    out: BoolArray = ~acted
-    return out
 
 
 def of_entities(graph: ChannelGraph, unit_of: IntArray, costs: FloatArray) -> FloatArray:

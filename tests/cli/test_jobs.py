@@ -78,7 +78,7 @@ def test_run(run, net: Path, tmp_path: Path) -> None:
     result = run("run", job)
     assert result.code == 0, result.err
     report = PruneReport.read(tmp_path / "out" / "report.json")
-    assert report.importance == "Taylor"
+    assert report.importance == "Taylor(weight)"
     assert report.solve.solver == "highs"
     assert next(r.why_not for r in report.layers if r.name == "b") == "in ignored_layers (b)"
     assert len(report.training["epochs"]) == 1

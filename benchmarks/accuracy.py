@@ -1,0 +1,188 @@
+"""Accuracy at equal counted multiply-adds: our objectives and solvers beside what people use, equally finetuned.
+
+    python -m benchmarks.accuracy [--instances resnet20 ...] [--methods 'paper, auto' ...] [--budgets 58% ...]
+                                  [--seeds 0 1 2] [--epochs 3] [--batches 100] [--threads 1] [--again] [--dry]
+
+One row for each instance, method, budget and seed. Every method starts from the same dense network, may look at the
+same 2,500 training images, and gets the same finetuning: the same recipe and, for one seed, the same batches in the
+same order. An "epoch" has ``--batches`` batches of 128 images. Accuracy is of the whole test set: dense, straight after
+the cut, *before finetuning*, and finetuned. Before finetuning a method with a repair of its own is repaired by it, and
+the batch norms of every other are recalibrated on the 2,500 images (which would undo part of a least squares repair).
+
+Rows that are recorded are not measured again (``--again`` does so), so a stopped run goes on with the row that it was
+at; two processes may measure different instances or budgets. ``--dry`` measures and writes nothing. Methods:
+``benchmarks.accuracy_methods``. Torch-Pruning needs the extra ``bench``; data as in ``benchmarks.settings``.
+
+The default schedule is what two cores can do in about eight hours. Processor seconds of one thread for a batch of 128
+were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.5 to 1.0 for ResNet-56; a test set took
+6 to 10 and 17 to 30. Twelve different networks at four budgets with three seeds are 144 runs of each, so 300 batches
+take three and nine and a half hours of one core, tests two, selections and the small networks two. The halves::
+
+    python -m benchmarks.accuracy --instances resnet56 --budgets 58% 50% 46%
+    python -m benchmarks.accuracy --instances resnet20 lenet5 small_vgg && \\
+        python -m benchmarks.accuracy --instances resnet56 --budgets 30%
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+import qcqp_prune as qp
+from benchmarks.accuracy_methods import METHODS, OURS, Method
+from benchmarks.recording import library_commit, matches, record, recorded
+from benchmarks.settings import SETTINGS, Setting
+from qcqp_prune.apply.shape_conv import ShapeConv2d
+from qcqp_prune.storage import digest_of, sha256
+
+NAME = "accuracy"
+RESNET, FASHION = ("58%", "50%", "46%", "30%"), ("50%", "25%", "10%")
+BUDGETS = {"resnet20": RESNET, "resnet56": RESNET, "lenet5": FASHION, "small_vgg": FASHION}
+Row = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--instances", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--budgets", nargs="+", help="of the MACs; by default those of the instance")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=3, help="0 finetunes nothing")
+    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--dry", action="store_true")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    for name in options.instances:
+        setting = SETTINGS[name]()
+        for budget in options.budgets or BUDGETS[name]:
+            for method in options.methods:
+                cell = Cell(setting, method, budget, (options.epochs, options.batches))
+                seeds = [s for s in options.seeds if options.again or not _is_measured(cell.key(s))]
+                for row in cell.rows(seeds):
+                    print({k: v for k, v in row.items() if not isinstance(v, list | dict)}, flush=True)
+                    print("  ", row.get("macs"), row.get("accuracy"), flush=True)
+                    if not options.dry:
+                        _write(row)
+
+
+def _is_measured(key: Row) -> bool:
+    """Whether a row is there; one that says what went wrong is measured anew."""
+    return any(matches(row, key) and "error" not in row for row in recorded(NAME))
+
+
+def _write(row: Row) -> None:
+    key = {k: row[k] for k in ("instance", "method", "budget", "seed", "schedule")}
+    # Read anew: another process may measure another instance meanwhile.
+    rows = [r for r in recorded(NAME) if not matches(r, key)] + [row]
+    record(NAME, rows, packages=("torch-pruning",))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a budget of a setting, for all seeds."""
+
+    setting: Setting
+    method: str
+    budget: str
+    schedule: tuple[int, int]
+
+    def key(self, seed: int) -> Row:
+        """What names one run."""
+        return {
+            "instance": self.setting.name,
+            "method": self.method,
+            "budget": self.budget,
+            "seed": seed,
+            "schedule": list(self.schedule),
+        }
+
+    def rows(self, seeds: list[int]) -> Iterator[Row]:
+        """The rows of some seeds; a method that fails has rows that say why."""
+        if not seeds:
+            return
+        about: Row = {"commit": library_commit(), "ours": self.method in OURS}
+        try:
+            small, cut = prepared(self.setting, METHODS[self.method], self.budget)
+        except Exception as error:  # noqa: BLE001 - whatever stops a method is its result
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            yield from (self.key(seed) | about | {"error": said} for seed in seeds)
+            return
+        for seed in seeds:
+            yield self.key(seed) | about | self._finetuned(small, cut, seed)
+
+    def _finetuned(self, small: nn.Module, cut: Row, seed: int) -> Row:
+        """The row of one seed. The same network with the same seed was perhaps finetuned for another method."""
+        epochs, batches = self.schedule
+        if not epochs:
+            return cut
+        key = {k: v for k, v in self.key(seed).items() if k != "method"} | {"weights": cut["weights"]}
+        for row in recorded(NAME):
+            if row["method"] != self.method and "error" not in row and matches(row, key):
+                accuracy = cut["accuracy"] | {"finetuned": row["accuracy"]["finetuned"]}
+                return cut | {"accuracy": accuracy, "same_network_as": row["method"]}
+        model, started = copy.deepcopy(small), time.perf_counter()
+        config = replace(self.setting.recipe, seed=seed)
+        qp.finetune(model, self.setting.loader(seed, batches), epochs=epochs, config=config)
+        seconds = cut["seconds"] | {"finetune": round(time.perf_counter() - started, 1)}
+        accuracy = cut["accuracy"] | {"finetuned": accuracy_of(model, self.setting)}
+        return cut | {"accuracy": accuracy, "seconds": seconds}
+
+
+def prepared(setting: Setting, method: Method, budget: str) -> tuple[nn.Module, Row]:
+    """The smaller network, repaired or recalibrated, and what a row says of it before finetuning."""
+    started = time.perf_counter()
+    small, about = method(setting, budget)
+    cut = accuracy_of(small, setting)
+    repair = getattr(method, "repair", None)
+    if repair is None:
+        qp.recalibrate_batch_norm(small, setting.calibration(), device=setting.recipe.device)
+    else:
+        repair(setting, about.pop("masks"), small)
+    seconds = {"cut": round(time.perf_counter() - started, 1)}
+    used, limit = qp.Macs().measure(small, setting.example), setting.limit(budget)
+    if used > limit:
+        raise RuntimeError(f"{used:,} MACs where {limit:,} are allowed")
+    macs = {"used": used, "limit": limit, "dense": setting.macs, "share": used / setting.macs}
+    accuracy = {"dense": dense_accuracy(setting), "cut": cut, "before": accuracy_of(small, setting)}
+    row = {"macs": macs, "accuracy": accuracy, "seconds": seconds, "kept": _kept(small)}
+    return small, about | row | {"weights": _digest(small)}
+
+
+@cache
+def dense_accuracy(setting: Setting) -> float:
+    return accuracy_of(setting.model, setting)
+
+
+def accuracy_of(model: nn.Module, setting: Setting) -> float:
+    """Of the whole test set."""
+    loader = setting.data.test.loader(500)
+    return qp.evaluate(model, loader, device=setting.recipe.device).accuracy
+
+
+def _kept(model: nn.Module) -> dict[str, int]:
+    """Outputs that each convolution and linear layer still has; columns of one that chooses them."""
+    kinds = nn.Conv2d | nn.Linear | ShapeConv2d
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, kinds))
+    return {name: m.weight.shape[0] for name, m in layers}
+
+
+def _digest(model: nn.Module) -> str:
+    """Equal for networks of the same weights."""
+    state = {name: sha256(value.numpy().tobytes()) for name, value in model.state_dict().items()}
+    return digest_of(state)[:16]
+
+
+if __name__ == "__main__":
+    main()

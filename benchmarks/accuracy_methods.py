@@ -1,0 +1,137 @@
+"""What ``benchmarks.accuracy`` compares: methods that make a smaller network of a setting and a budget.
+
+A method is called with a setting and a budget, such as ``"50%"`` of the multiply-adds, and returns the smaller network
+and what a row is to say of it. None depends on the seed of the finetuning, so each is called once for all seeds.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import qcqp_prune as qp
+from benchmarks.instances import ROOT
+from benchmarks.recording import library_commit
+from benchmarks.rival_heuristics import AsSolver, greedy_filled, uniform_filled
+from benchmarks.rival_torch_pruning import TorchPruning
+from benchmarks.settings import Setting
+from qcqp_prune.pipeline import Importance
+from qcqp_prune.solve.backend import Backend
+from qcqp_prune.storage import read_json, sha256, write_json
+
+SELECTIONS = ROOT / ".cache" / "accuracy"
+Method = Callable[[Setting, str], tuple[nn.Module, dict[str, Any]]]
+Objective = Callable[[Setting], Importance]
+Repair = Callable[[Setting, qp.Masks, nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Units are chosen by an objective and a solver, and cut by ``shrink``.
+
+    Attributes:
+        objective: gives the importance for a setting, which may read its calibration images.
+        solver: for ``solve``.
+        repair: changes the smaller network in place before it is finetuned, given the masks that it was cut by; it may
+            read the calibration images, and counts as part of the method.
+        seconds: that the solver has.
+    """
+
+    objective: Objective
+    solver: str | Backend
+    repair: Repair | None = None
+    seconds: float = 30.0
+
+    def __call__(self, setting: Setting, budget: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The smaller network, and how it was chosen."""
+        form = scores(setting, self.objective)
+        problem = qp.PruningProblem.build(setting.graph, form, {"macs": budget})
+        masks, about = self._selected(problem)
+        small = qp.shrink(setting.model, setting.graph, masks)
+        return small, about if self.repair is None else about | {"masks": masks}
+
+    def _selected(self, problem: qp.PruningProblem) -> tuple[qp.Masks, dict[str, Any]]:
+        """What the solver chooses, read from a file where the same commit chose for the same problem before.
+
+        A time limit makes a second answer another one, and seeds that are measured after an interruption should have
+        the selection of those before it.
+        """
+        path = self._place(problem)
+        if path is not None and path.is_file():
+            data = read_json(path, "a selection")
+            return qp.Masks.from_json(data["masks"]), data["about"]
+        started = time.perf_counter()
+        report = qp.solve(problem, self.solver, time_limit=self.seconds, seed=0)
+        about: dict[str, Any] = {"solver": report.solver, "objective": report.objective, "gap": report.gap}
+        about["solve_seconds"] = round(time.perf_counter() - started, 1)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"masks": report.masks.to_json(), "about": about})
+        return report.masks, about
+
+    def _place(self, problem: qp.PruningProblem) -> Path | None:
+        """Where the selection is kept; nowhere while files of the library differ from their commit."""
+        commit = library_commit()
+        if not isinstance(self.solver, str) or (commit or "").endswith("+"):
+            return None
+        # Pickled to be compared only, so that whatever an objective may hold enters.
+        whole = pickle.dumps((problem.objective, problem.limits, problem.graph.fingerprint, self.seconds))
+        return SELECTIONS / f"{commit}-{self.solver}-{sha256(whole)[:16]}.json"
+
+
+@cache
+def scores(setting: Setting, objective: Objective) -> qp.PairwiseForm:
+    """The objective of a setting, the same for all budgets and solvers."""
+    return objective(setting)(setting.model, setting.graph)
+
+
+def magnitude(variant: Any, setting: Setting) -> Importance:
+    return qp.Magnitude(variant)
+
+
+def taylor(setting: Setting) -> Importance:
+    return qp.Taylor(setting.calibration())
+
+
+def geometric_median(setting: Setting) -> Importance:
+    return qp.Normalised(qp.GeometricMedian())
+
+
+def calibrated(setting: Setting) -> Importance:
+    return qp.Calibrated(setting.calibration())
+
+
+def reconstructed(setting: Setting, masks: qp.Masks, small: nn.Module) -> None:
+    qp.reconstruct(small, setting.model, setting.graph, masks, setting.calibration())
+
+
+PAPER, L2 = partial(magnitude, "paper"), partial(magnitude, "l2")
+UNIFORM = AsSolver("uniform", uniform_filled)
+
+OURS: dict[str, Solved] = {
+    "default": Solved(calibrated, "auto", reconstructed),
+    "default, without repair": Solved(calibrated, "auto"),
+    "Taylor, with repair": Solved(taylor, "auto", reconstructed),
+    **{
+        f"{name}, {solver}": Solved(objective, solver)
+        for name, objective in (("paper", PAPER), ("l2", L2), ("Taylor", taylor))
+        for solver in ("auto", "block_coordinate")
+    },
+}
+RIVALS: dict[str, Method] = {
+    "uniform l1": Solved(PAPER, UNIFORM),
+    "global l1": Solved(PAPER, AsSolver("global", greedy_filled)),
+    "FPGM": Solved(geometric_median, UNIFORM),
+    "TP magnitude": TorchPruning("MagnitudeImportance", {"p": 1}),
+    "TP Taylor": TorchPruning("GroupTaylorImportance", gradients=True),
+    "TP group norm": TorchPruning("GroupMagnitudeImportance", {"p": 2}, pruner="GroupNormPruner"),
+    "TP isomorphic": TorchPruning("GroupTaylorImportance", gradients=True, options={"isomorphic": True}),
+}
+METHODS: dict[str, Method] = {**OURS, **RIVALS}

@@ -1,0 +1,273 @@
+"""Tables and plots of ``benchmarks.accuracy`` for docs/results.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.plot import Line, accuracies
+
+Row = dict[str, Any]
+Place = tuple[str, str]
+"""Instance and budget."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The seeds of one method at one budget of one instance, in percent.
+
+    Attributes:
+        finetuned: accuracies, one for each seed.
+        before: accuracy after recalibration, before finetuning.
+        share: of the dense network's multiply-adds that is used.
+    """
+
+    finetuned: tuple[float, ...]
+    before: float
+    share: float
+
+    @property
+    def mean(self) -> float:
+        return mean(self.finetuned)
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the mean; None for one seed."""
+        if len(self.finetuned) < 2:
+            return None
+        return stdev(self.finetuned) / math.sqrt(len(self.finetuned))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured with one schedule.
+
+    Attributes:
+        schedule: epochs and batches of each.
+        cells: by instance and budget, then by method.
+        ours: names of our methods.
+        dense: accuracy of the dense network of each instance, in percent.
+        notes: what rows say of how a method could be applied, without what differs between budgets.
+        failed: for each method that failed somewhere, where and why.
+    """
+
+    schedule: tuple[int, int]
+    cells: dict[Place, dict[str, Cell]]
+    ours: set[str]
+    dense: dict[str, float]
+    notes: list[str]
+    failed: list[str]
+
+    @property
+    def methods(self) -> list[str]:
+        """Ours, then the others, each in the order of their rows."""
+        found = dict.fromkeys(name for methods in self.cells.values() for name in methods)
+        return sorted(found, key=lambda name: name not in self.ours)
+
+    def budgets(self, instance: str) -> list[str]:
+        """Of an instance, the largest first."""
+        found = [budget for name, budget in self.cells if name == instance]
+        return sorted(found, key=lambda budget: -float(budget.rstrip("%")))
+
+
+def measured(rows: list[Row]) -> list[Measured]:
+    """Rows by schedule; those without finetuning are of trials and left out."""
+    return [
+        _measured(rows, schedule)
+        for schedule in sorted({tuple(row["schedule"]) for row in rows})
+        if schedule[0]
+    ]
+
+
+def _measured(rows: list[Row], schedule: tuple[int, int]) -> Measured:
+    rows = [row for row in rows if tuple(row["schedule"]) == schedule]
+    good = [row for row in rows if "error" not in row]
+    runs: dict[tuple[Place, str], list[Row]] = {}
+    for row in good:
+        runs.setdefault(((row["instance"], row["budget"]), row["method"]), []).append(row)
+    cells: dict[Place, dict[str, Cell]] = {}
+    for (place, method), seeds in runs.items():
+        figures = [row["accuracy"] for row in seeds]
+        cells.setdefault(place, {})[method] = Cell(
+            tuple(100 * f["finetuned"] for f in figures),
+            100 * mean(f["before"] for f in figures),
+            100 * mean(row["macs"]["share"] for row in seeds),
+        )
+    notes = (
+        f"{r['method']} on {r['instance']}: {r['note'].partition(' (')[0]}" for r in good if r.get("note")
+    )
+    failed = (
+        f"{r['method']} on {r['instance']} at {r['budget']}: {r['error']}" for r in rows if "error" in r
+    )
+    return Measured(
+        schedule,
+        cells,
+        {row["method"] for row in rows if row["ours"]},
+        {row["instance"]: 100 * row["accuracy"]["dense"] for row in good},
+        list(dict.fromkeys(notes)),
+        list(dict.fromkeys(failed)),
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Everything as Markdown."""
+    lines = [
+        "Every method starts from the same weights, looks at the same 2,500 training images, and gets the same "
+        "recalibration of batch norms and the same finetuning, batch by batch. Accuracy on the whole test set after "
+        "finetuning, in percent, with the standard error over seeds; in brackets before finetuning (after "
+        "recalibration). The best of a column in bold. `uniform l1`, `global l1` and `FPGM` are cut by our masks, TP "
+        "is Torch-Pruning; each uses at most the budget, counted independently.",
+    ]
+    for one in measured(rows):
+        epochs, batches = one.schedule
+        lines += ["", f"Finetuned for {epochs} epochs of {batches} batches of 128 images."]
+        for instance in one.dense:
+            lines += ["", *_instance(one, instance), "", f"![{instance}]({plot_name(one, instance)})"]
+        lines += ["", *_summary(one)]
+        if one.notes:
+            lines += ["", *(f"- {note}." for note in one.notes)]
+        if one.failed:
+            lines += ["", "Failed:", "", *(f"- {what}" for what in one.failed)]
+    return "\n".join(lines)
+
+
+def plots(rows: list[Row]) -> dict[str, str]:
+    """The plots by file name: accuracy after finetuning against used multiply-adds."""
+    return {plot_name(one, name): _plot(one, name) for one in measured(rows) for name in one.dense}
+
+
+def plot_name(one: Measured, instance: str) -> str:
+    """The file of a plot."""
+    epochs, batches = one.schedule
+    return f"accuracy-{instance}-{epochs}x{batches}.svg"
+
+
+def _instance(one: Measured, instance: str) -> Iterator[str]:
+    budgets = one.budgets(instance)
+    yield f"| {instance}, dense {one.dense[instance]:.2f} | {' | '.join(f'{b} MACs' for b in budgets)} |"
+    yield "|---|" + "---|" * len(budgets)
+    best = [max(cell.mean for cell in one.cells[instance, b].values()) for b in budgets]
+    for method in one.methods:
+        cells = [one.cells[instance, b].get(method) for b in budgets]
+        if any(cells):
+            texts = [_text(cell, top) for cell, top in zip(cells, best, strict=True)]
+            yield f"| {method} | {' | '.join(texts)} |"
+
+
+def _text(cell: Cell | None, best: float) -> str:
+    if cell is None:
+        return "-"
+    value = f"**{cell.mean:.2f}**" if cell.mean >= best - 0.005 else f"{cell.mean:.2f}"
+    spread = "" if cell.error is None else f" ± {cell.error:.2f}"
+    return f"{value}{spread} ({cell.before:.1f})"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method over all cells that every method has, in points.
+
+    Attributes:
+        mean, before: accuracy after and before finetuning.
+        ahead, before_ahead: of the rival whose mean over these cells is the highest, after and before finetuning.
+        best_of_each: mean difference after finetuning to the best rival of each cell.
+        level: cells in which it is at or above every rival's mean, less the standard error of the difference.
+    """
+
+    mean: float
+    before: float
+    ahead: float
+    before_ahead: float
+    best_of_each: float
+    level: int
+
+
+def standings(one: Measured) -> tuple[list[Place], dict[str, Standing]]:
+    """The cells that every method has, and how each method stands in them; a rival is compared with the others."""
+    places = [place for place, cells in one.cells.items() if set(cells) == set(one.methods)]
+    found: dict[str, Standing] = {}
+    for method in one.methods if places else []:
+        rivals = [name for name in one.methods if name not in one.ours and name != method]
+        if not rivals:
+            continue
+        mine = [one.cells[p][method] for p in places]
+        theirs = [[one.cells[p][name] for p in places] for name in rivals]
+        after, before = mean(c.mean for c in mine), mean(c.before for c in mine)
+        found[method] = Standing(
+            after,
+            before,
+            after - max(mean(c.mean for c in cells) for cells in theirs),
+            before - max(mean(c.before for c in cells) for cells in theirs),
+            mean(c.mean - max(cells[k].mean for cells in theirs) for k, c in enumerate(mine)),
+            sum(all(_is_level(c, cells[k]) for cells in theirs) for k, c in enumerate(mine)),
+        )
+    return places, found
+
+
+def _is_level(mine: Cell, theirs: Cell) -> bool:
+    return mine.mean + math.hypot(mine.error or 0.0, theirs.error or 0.0) >= theirs.mean
+
+
+def _summary(one: Measured) -> Iterator[str]:
+    places, found = standings(one)
+    if not found:
+        yield "No cell has every method yet, so there is no mean over all cells."
+        return
+    yield (
+        f"Over the {len(places)} of {len(one.cells)} cells (network and budget) that every method has, in points. The "
+        "best rival is the one with the highest mean over these cells. A rival is compared with the other rivals."
+    )
+    yield ""
+    yield (
+        "| method | mean | above the best rival | above the best rival of each cell | at or above every rival within "
+        "one standard error | mean before finetuning | above the best rival there |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for method, s in found.items():
+        yield (
+            f"| {method} | {s.mean:.2f} | {s.ahead:+.2f} | {s.best_of_each:+.2f} | {s.level} of {len(places)} | "
+            f"{s.before:.2f} | {s.before_ahead:+.2f} |"
+        )
+
+
+def _plot(one: Measured, instance: str) -> str:
+    lines = []
+    for method in one.methods:
+        cells = [
+            one.cells[instance, b][method] for b in one.budgets(instance) if method in one.cells[instance, b]
+        ]
+        if cells:
+            x, y = [c.share for c in cells], [c.mean for c in cells]
+            lines.append(Line(method, x, y, [c.error or 0.0 for c in cells], dashed=method not in one.ours))
+    title = f"{instance}: accuracy after finetuning, dense {one.dense[instance]:.2f} %"
+    return accuracies(title, ("MACs used, % of the dense network", "accuracy, %"), lines)
+
+
+def published(rows: list[Row]) -> str:
+    """Table 2 of the discrete-QCQP paper beside our rows, Markdown."""
+    lines = [
+        "The paper's recipe of finetuning. A drop is what accuracy falls by from the dense network's, in points; the "
+        "paper's dense networks are others than these, so drops are what can be compared.",
+        "",
+        "| network | units | MACs at most | used | method | epochs | seeds | dense | before finetuning | finetuned | "
+        "drop | drop in the paper |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        epochs, batches = row["schedule"]
+        schedule = f"{epochs}" if batches is None else f"{epochs} of {batches} batches"
+        share = f"{100 * row['macs']['share']:.2f} %"
+        names = (row["network"], row["units"], row["budget"], share, row["method"], schedule)
+        runs.setdefault(" | ".join(names), []).append(row)
+    for start, group in runs.items():
+        first, theirs = group[0]["accuracy"], group[0]["published"]
+        finetuned = mean(100 * row["accuracy"]["finetuned"] for row in group)
+        dense, before = 100 * first["dense"], 100 * first["before"]
+        lines.append(
+            f"| {start} | {len(group)} | {dense:.2f} | {before:.2f} | {finetuned:.2f} | {dense - finetuned:.2f} | "
+            f"{theirs['dense'] - theirs['accuracy']:.2f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,316 @@
+"""What a network loses when units go, measured on data group by group: an objective that predicts the loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+from torch.fx import Node
+
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
+from qcqp_prune.graph.observe import Observed
+from qcqp_prune.graph.zeroed import zeroed
+from qcqp_prune.importance.elimination import Elimination, eliminate
+from qcqp_prune.importance.gradients import Loss
+from qcqp_prune.importance.layerwise import weight_tensors
+from qcqp_prune.importance.patches import write_matrix
+from qcqp_prune.importance.producers import producing_costs
+from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
+from qcqp_prune.importance.samples import samples_of
+from qcqp_prune.program.coefficients import FloatArray
+from qcqp_prune.program.forms import PairwiseForm
+
+logger = logging.getLogger(__name__)
+
+_LEAST = 1e-6
+"""A share of the largest worth that every unit has at least: what costs nothing measurable stays where it may."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What a selection is predicted to add to the loss, after the layers that read it were refitted. The default.
+
+    For each group of units:
+
+    1. They are ordered by elimination: each time the unit goes whose removal costs the least when the weights that read
+       the group are refitted by least squares (``eliminate``).
+    2. At a few counts the loss is measured with only this group cut so far and its readers refitted.
+    3. Between these counts the loss follows the costs of elimination, and the curve is made convex: what the r-th unit
+       to go adds to the loss is its worth.
+
+    The objective is linear in the units, and because the worths rise along the order its best selection keeps the
+    last ones: so it is the exact sum of the groups' curves, a concave utility of how much each group keeps, which
+    every solver takes. ``form.unary.sum() - form.evaluate(mask)`` is the predicted increase of the loss.
+
+    Where no weight reads units one by one (kernel columns, writers of freely shared sums, recurrent layers) they are
+    ordered by what they put out, or by their size, and measured without a refit. A branch that can be removed as a
+    whole is measured as a whole.
+
+    Attributes:
+        batches: pairs of (inputs, targets); iterated once, as far as ``samples`` goes.
+        loss: ``loss(model(inputs), targets)``, a mean over samples; cross-entropy when None.
+        samples: how many the second moments are taken over.
+        trials: on how many of them the loss is measured.
+        ratios: shares of each group that are removed in turn, ascending.
+        ridge: of the least squares, as a share of the mean second moment.
+        seed: of what is drawn.
+
+    References:
+        He, Zhang, Sun: "Channel pruning for accelerating very deep neural networks" (ICCV 2017), for the refit.
+        Luo, Wu, Lin: "ThiNet" (ICCV 2017), for greedy elimination by the readers' error.
+    """
+
+    batches: Iterable[Any] = field(repr=False)
+    loss: Loss | None = None
+    samples: int = 2_500
+    trials: int = 1_000
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    ridge: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            not self.ratios
+            or not all(0 < r < 1 for r in self.ratios)
+            or list(self.ratios) != sorted(self.ratios)
+        ):
+            raise InvalidOptionError(f"ratios is {self.ratios}: give shares between 0 and 1, ascending")
+        if self.samples < 1 or self.trials < 1:
+            raise InvalidOptionError(
+                f"samples is {self.samples} and trials {self.trials}: give positive numbers"
+            )
+        if not (math.isfinite(self.ridge) and self.ridge > 0):
+            raise InvalidOptionError(f"ridge is {self.ridge}: give a positive number such as 0.01")
+
+    def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
+        """The objective over the graph's units, in units of the loss.
+
+        Raises:
+            InvalidOptionError: there is no batch, or one is no pair of inputs and targets.
+            InvalidScoreError: a loss is NaN or infinite.
+        """
+        weight_tensors(model, graph)
+        device = next(model.parameters()).device
+        inputs, targets = samples_of(self.batches, self.samples, device, "Calibrated")
+        observed = Observed(model, graph)
+        found = readers(observed, inputs, seed=self.seed)
+        curvatures(observed, inputs, found, seed=self.seed)
+        cuts = list(self._cuts(graph, observed, found))
+        del found
+        few = max(1, min(len(inputs), round(self.trials / len(targets[0]))))
+        losses = _Trials(observed, self.loss or nn.functional.cross_entropy, inputs[:few], targets[:few]).run(
+            cuts
+        )
+        return _form(graph, cuts, losses)
+
+    def _cuts(self, graph: ChannelGraph, observed: Observed, found: Mapping[Key, Reader]) -> Iterator[Cut]:
+        """What is tried: groups that keep equally many together, then branches."""
+        tied: dict[str, list[int]] = defaultdict(list)
+        for g, group in enumerate(graph.groups):
+            if not group.stays and graph.units(g).start not in {b.unit for b in graph.blocks}:
+                tied[group.tie or f"group {g}"].append(g)
+        for groups in tied.values():
+            width = graph.groups[groups[0]].width
+            most = width - max(1, min(n for n in graph.groups[groups[0]].counts() if n > 0))
+            counts = sorted({min(max(1, round(r * width)), most) for r in self.ratios} - {0})
+            yield Cut.of(graph, observed, found, tuple(groups), tuple(counts), self.ridge)
+        for b in range(len(graph.blocks)):
+            yield Cut.of_block(graph, b)
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Units that go together in trials.
+
+    Attributes:
+        groups: indices; one, several that keep equally many, or the unit of a branch and all groups within it.
+        counts: how many units of each group are removed in turn.
+        eliminations: of each group; none for a branch.
+        refitted: for each group its readers.
+        block: index of the branch, or None.
+    """
+
+    groups: tuple[int, ...]
+    counts: tuple[int, ...]
+    eliminations: tuple[Elimination, ...] = ()
+    refitted: tuple[tuple[Reader, ...], ...] = ()
+    block: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        graph: ChannelGraph,
+        observed: Observed,
+        found: Mapping[Key, Reader],
+        groups: tuple[int, ...],
+        counts: tuple[int, ...],
+        ridge: float,
+    ) -> Cut:
+        """Groups that keep equally many, each in its order of elimination."""
+        eliminations, refitted = [], []
+        parts = set(graph.links.parts.tolist())
+        for g in groups:
+            units = graph.units(g)
+            span = range(units.start, units.stop)
+            mine = [
+                (r, r.columns_of(graph.axes[graph.layers[r.layer].in_axis], span)) for r in found.values()
+            ]
+            mine = [] if span.start in parts else [(r, columns) for r, columns in mine if columns.numel()]
+            if mine:
+                eliminations.append(eliminate(mine, len(span), counts, ridge=ridge))
+            else:
+                eliminations.append(_by_cost(producing_costs(graph, observed, found, span)))
+            refitted.append(tuple(r for r, _ in mine))
+        return cls(groups, counts, tuple(eliminations), tuple(refitted))
+
+    @classmethod
+    def of_block(cls, graph: ChannelGraph, block: int) -> Cut:
+        """A branch as a whole."""
+        own = int(graph.group_of_unit[graph.blocks[block].unit])
+        return cls((own, *sorted(graph.emptied_with(block))), (1,), block=block)
+
+    def flat(self, graph: ChannelGraph, count: int) -> BoolArray:
+        """The mask of a trial, ``(unit_count,)``."""
+        flat = np.ones(graph.unit_count, np.bool_)
+        for k, g in enumerate(self.groups):
+            units = graph.units(g)
+            gone = slice(None) if self.block is not None else self.eliminations[k].order[:count]
+            flat[np.arange(units.start, units.stop)[gone]] = False
+        return flat
+
+    def touches(self, graph: ChannelGraph) -> set[str]:
+        """Names of the parameters and buffers that trials change."""
+        flat = self.flat(graph, self.counts[-1]) if self.counts else np.ones(graph.unit_count, np.bool_)
+        gone = {k for k, axis in enumerate(graph.axes) if not flat[axis].all()}
+        names = {t.name for t in graph.tensors if gone & {*t.axes, t.columns}}
+        if self.block is not None:
+            names |= set(graph.blocks[self.block].tensors)
+        for reader in (r for mine in self.refitted for r in mine):
+            names |= {graph.layers[reader.layer].weight, *([reader.shift[0]] if reader.shift else [])}
+        return names
+
+    def changes(self, observed: Observed, count: int) -> dict[str, Tensor]:
+        """Parameters and buffers of a trial: readers refitted, and what goes at zero."""
+        graph = observed.graph
+        new: dict[str, Tensor] = {}
+        for elimination, mine in zip(self.eliminations, self.refitted, strict=True):
+            for reader, matrix in zip(mine, elimination.refits.get(count, []), strict=False):
+                layer = graph.layers[reader.layer]
+                whole = new.get(layer.weight, observed.tensor(layer.weight))
+                # Of several groups that one weight reads, each changes what the others left.
+                change = matrix - reader.weight
+                new[layer.weight] = whole + write_matrix(layer, torch.zeros_like(whole), change)
+                if reader.shift:
+                    name, sign = reader.shift
+                    moved = change @ (reader.first / reader.rows)
+                    own = (
+                        moved.to(whole) if layer.rows is None else moved.new_zeros(len(observed.tensor(name)))
+                    )
+                    if layer.rows is not None:
+                        own[slice(*layer.rows)] = moved
+                    new[name] = new.get(name, observed.tensor(name)) - sign * own.to(whole)
+        flat = self.flat(graph, count)
+        gone = {k for k, axis in enumerate(graph.axes) if not flat[axis].all()}
+        for spec in graph.tensors:
+            if gone & {*spec.axes, spec.columns}:
+                new[spec.name] = zeroed(new.get(spec.name, observed.tensor(spec.name)), graph, spec, flat)
+        if self.block is not None:
+            new |= {n: torch.zeros_like(observed.tensor(n)) for n in graph.blocks[self.block].tensors}
+        return new
+
+
+class _Trials:
+    """Measures the loss of a network with one cut after another: one pass, from which each trial branches off."""
+
+    def __init__(
+        self, observed: Observed, loss: Loss, inputs: Sequence[Any], targets: Sequence[Tensor]
+    ) -> None:
+        self._observed, self._loss, self._inputs, self._targets = observed, loss, inputs, targets
+
+    def run(self, cuts: Sequence[Cut]) -> list[dict[int, float]]:
+        """For each cut what each of its counts adds to the loss, never less than at a smaller count."""
+        with torch.no_grad():
+            steps = self._observed.steps(self._inputs)
+            base = self._mean(steps.fork({}).results())
+            first: dict[str, tuple[int, Node]] = {}
+            for place, node in enumerate(steps.followed.program.graph.nodes):
+                for source in node.all_input_nodes:
+                    if source in steps.followed.state:
+                        first.setdefault(steps.followed.state[source], (place, node))
+            starts: dict[Node, list[int]] = defaultdict(list)
+            for k, cut in enumerate(cuts):
+                read = [first[name] for name in cut.touches(self._observed.graph) if name in first]
+                if read:
+                    starts[min(read, key=lambda x: x[0])[1]].append(k)
+            found: list[dict[int, float]] = [{} for _ in cuts]
+            for node in steps:
+                for k in starts.get(node, ()):
+                    worst = 0.0
+                    for count in cuts[k].counts:
+                        fork = steps.fork(cuts[k].changes(self._observed, count))
+                        worst = max(worst, self._mean(fork.results()) - base)
+                        found[k][count] = worst
+                    logger.debug("%s: loss added %s", cuts[k].groups, found[k])
+        return found
+
+    def _mean(self, outputs: Sequence[Any]) -> float:
+        losses = [float(self._loss(y, t)) for y, t in zip(outputs, self._targets, strict=True)]
+        mean = sum(losses) / len(losses)
+        if not math.isfinite(mean):
+            raise InvalidScoreError(
+                f"the loss on the calibration data is {mean}: check the loss, the data and the weights"
+            )
+        return mean
+
+
+def _form(graph: ChannelGraph, cuts: Sequence[Cut], losses: Sequence[Mapping[int, float]]) -> PairwiseForm:
+    worth = np.zeros(graph.unit_count)
+    for cut, loss in zip(cuts, losses, strict=True):
+        if cut.block is None:
+            for g, elimination in zip(cut.groups, cut.eliminations, strict=True):
+                share = {count: value / len(cut.groups) for count, value in loss.items()}
+                worth[graph.units(g)][elimination.order] = increments(elimination.costs, share)
+    floor = _LEAST * float(worth.max(initial=0.0))
+    prunable = np.asarray([not g.stays for g in graph.groups])[graph.group_of_unit]
+    worth = np.where(prunable, np.maximum(worth, floor), 0.0)
+    for cut, loss in zip(cuts, losses, strict=True):
+        if cut.block is not None and loss:
+            inside = sum(float(worth[graph.units(g)].sum()) for g in cut.groups[1:])
+            worth[graph.blocks[cut.block].unit] = loss[1] - inside
+    return PairwiseForm(worth, unit="loss")
+
+
+def increments(costs: FloatArray, measured: Mapping[int, float]) -> FloatArray:
+    """What each removal adds to the loss, never less than the one before it.
+
+    Args:
+        costs: ``(units,)`` of elimination, first to go first; they say how the loss runs between what was measured.
+        measured: for some numbers of removed units what that adds to the loss, not falling.
+
+    Returns:
+        ``(units,)``, not falling, with the least squared distance to the curve through what was measured.
+    """
+    out = np.zeros(len(costs))
+    done, total, scale = 0, 0.0, 0.0
+    for count in sorted(measured):
+        part = costs[done:count]
+        weights = part / part.sum() if part.sum() > 0 else np.full(len(part), 1 / len(part))
+        out[done:count] = (measured[count] - total) * weights
+        scale = (measured[count] - total) / float(part.sum()) if part.sum() > 0 else scale
+        done, total = count, measured[count]
+    out[done:] = costs[done:] * scale
+    return np.asarray(isotonic_regression(out).x, np.float64)
+
+
+def _by_cost(costs: FloatArray) -> Elimination:
+    order: IntArray = np.argsort(costs, kind="stable").astype(np.int64)
+    return Elimination(order, costs[order], {})

@@ -1,0 +1,154 @@
+"""Second-order importance by the empirical Fisher information: optimal brain damage without a second derivative."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.channels import ChannelGraph, Layer
+from qcqp_prune.graph.state import eval_mode, tensors_replaced
+from qcqp_prune.importance.gradients import (
+    Batches,
+    Loss,
+    device_of,
+    read_batches,
+    require_finite,
+    share,
+    trainable,
+    uses,
+    weight_names,
+)
+from qcqp_prune.importance.layerwise import Layerwise, ScoreOf, columns_of, pair_scores, weight_tensors
+from qcqp_prune.program.coefficients import FloatArray
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 2**26
+"""Numbers that the gradients of the samples of one chunk may hold together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fisher(Layerwise):
+    """``S[o, i] = 1/2 sum_k W[o, i, k]^2 E[g[o, i, k]^2]``, with g the gradient of one sample's loss.
+
+    That is what the loss grows by, to second order, when the weights between two units become zero, with the diagonal
+    of the empirical Fisher information (gradients at the given targets, not at drawn ones) for the Hessian.
+
+    Gradients of single samples come from ``torch.func.vmap`` over ``torch.func.grad``, as many at once as fit into a
+    fixed amount of memory. Where ``vmap`` does not take an operator of the network, or a loss that looks at values,
+    they are taken one sample after another: the same numbers, more slowly. Gradients are taken in eval mode. A weight
+    that is used several times has one gradient: each use gets its share.
+
+    Attributes:
+        batches: pairs of (inputs, targets), samples along the first dimension of both; iterated once.
+        loss: ``loss(model(inputs), targets)``, called with one sample at a time; cross-entropy when None.
+
+    Raises:
+        InvalidOptionError: there is no batch, one is no pair of tensors, a layer's weight does not require a gradient,
+            or a batch norm has no running statistics, so that samples depend on each other.
+        InvalidScoreError: a gradient is NaN or infinite.
+
+    References:
+        LeCun et al., "Optimal brain damage" (NeurIPS 1989), the saliency ``h_kk u_k^2 / 2``; Theis et al., "Faster
+        gaze prediction with dense networks and Fisher pruning" (arXiv:1801.05787), for the Fisher information.
+    """
+
+    batches: Batches
+    loss: Loss | None = None
+
+    unit: ClassVar[str] = "loss"
+
+    def scores(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        """Of pairs."""
+        weight_tensors(model, graph)
+        weights = trainable(model, weight_names(graph), "Fisher")
+        _require_apart(model)
+        parts = {x.weight: columns_of(graph, x) for x in graph.layers if x.weight}
+        totals = {
+            n: torch.zeros((*w.shape[:2], parts[n]), dtype=torch.float64, device=w.device)
+            for n, w in weights.items()
+        }
+        count = 0
+        gradients = _Gradients(model, weights, self.loss or nn.functional.cross_entropy)
+        with eval_mode(model), torch.enable_grad():
+            for inputs, targets in read_batches(self.batches, device_of(model), "Fisher"):
+                for squares in gradients.squares(inputs, targets):
+                    for name, square in squares.items():
+                        product = weights[name].detach().double().square() * square
+                        totals[name] += product.reshape(*totals[name].shape, -1).sum(-1)
+                count += len(inputs)
+        require_finite(totals)
+        counted = uses(graph)
+
+        def score_of(layer: Layer) -> FloatArray | None:
+            if not layer.weight:
+                return None
+            scale = 0.5 * share(layer, counted) / count
+            return pair_scores(layer, totals[layer.weight], parts[layer.weight]) * scale
+
+        return score_of
+
+
+class _Gradients:
+    """Squares of the gradients of single samples' losses."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, nn.Parameter], loss: Loss) -> None:
+        self._model, self._weights, self._loss = model, weights, loss
+        self._chunk = max(1, AT_ONCE // sum(w.numel() for w in weights.values()))
+        self._together = True
+
+    def squares(self, inputs: Tensor, targets: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Sums over some samples at a time, by name, in double precision."""
+        if len(inputs) != len(targets):
+            raise InvalidOptionError(
+                f"Fisher was given a batch of {len(inputs)} inputs and {len(targets)} targets: give one of each for "
+                "every sample"
+            )
+        start = 0
+        while start < len(inputs):
+            stop = min(start + (self._chunk if self._together else 1), len(inputs))
+            some = inputs[start:stop], targets[start:stop]
+            try:
+                yield self._at_once(*some) if self._together else self._one(*some)
+            except RuntimeError as error:  # whatever an operator without a rule for vmap raises
+                if not self._together:
+                    raise
+                logger.info("gradients are taken one sample after another: %s", error)
+                self._together = False
+                continue
+            start = stop
+
+    def _at_once(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        own = {id(w): name for name, w in self._weights.items()}
+
+        def value(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            with tensors_replaced(self._model, lambda t: weights[own[id(t)]] if id(t) in own else t.detach()):
+                return self._loss(self._model(x[None]), y[None])
+
+        weights = {name: w.detach() for name, w in self._weights.items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found: dict[str, Any] = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0))(
+                weights, inputs, targets
+            )
+        return {name: g.double().square().sum(0) for name, g in found.items()}
+
+    def _one(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        value = self._loss(self._model(inputs), targets)
+        found = torch.autograd.grad(value, list(self._weights.values()), allow_unused=True)
+        return {n: g.double().square() for n, g in zip(self._weights, found, strict=True) if g is not None}
+
+
+def _require_apart(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise InvalidOptionError(
+                f"{name} has no running statistics, so that no sample has a gradient of its own: choose Taylor"
+            )

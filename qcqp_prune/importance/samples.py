@@ -1,0 +1,51 @@
+"""Calibration data: the first samples of a loader, in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qcqp_prune.errors import InvalidOptionError
+
+
+def samples_of(
+    batches: Iterable[Any], samples: int, device: torch.device, who: str
+) -> tuple[list[Any], list[Tensor]]:
+    """Batches of one size with ``samples`` samples at most together, and one batch at least.
+
+    Args:
+        batches: pairs of (inputs, targets), inputs a tensor or a tuple of the model's arguments; iterated once.
+        samples: how many.
+        device: where they are put.
+        who: asks, for errors.
+
+    Returns:
+        Inputs as ``(args, kwargs)``, and targets.
+
+    Raises:
+        InvalidOptionError: there is no batch, or one is no pair of inputs and targets.
+    """
+    inputs: list[Any] = []
+    targets: list[Tensor] = []
+    if samples < 1:
+        raise InvalidOptionError(f"samples is {samples}: give a positive number")
+    for batch in batches:
+        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
+            raise InvalidOptionError(
+                f"{who} was given a {type(batch).__name__} as a batch: give a loader of pairs (inputs, targets)"
+            )
+        if targets and len(batch[1]) != len(targets[0]):
+            continue  # a smaller last one
+        if targets and (len(targets) + 1) * len(targets[0]) > samples:
+            break
+        leaves = batch[0] if isinstance(batch[0], tuple | list) else (batch[0],)
+        inputs.append((tuple(x.to(device) if isinstance(x, Tensor) else x for x in leaves), {}))
+        targets.append(batch[1].to(device))
+    if not inputs:
+        raise InvalidOptionError(
+            f"{who} was given no batch: pass a loader with at least one (one-shot iterators run dry)"
+        )
+    return inputs, targets

@@ -1,0 +1,181 @@
+"""The predicted loss at a count that was tried is the loss that was measured, by an independent cut and refit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import qcqp_prune as qp
+from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.importance.calibrated import Calibrated, increments
+from qcqp_prune.models import DigitsNet
+from tests.networks import liven
+
+DATA = [
+    (torch.randn(40, 3, 6, 6, generator=g), torch.randint(4, (40,), generator=g))
+    for g in (torch.Generator().manual_seed(s) for s in range(3))
+]
+
+
+def chain() -> nn.Sequential:
+    """One group that only a linear layer reads, flattened: 2 x 2 positions of each channel."""
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)
+    )
+
+
+def loss_of(model: nn.Module) -> float:
+    with torch.no_grad():
+        return sum(float(F.cross_entropy(model(x), y)) for x, y in DATA) / len(DATA)
+
+
+def cut(model: nn.Sequential, gone: list[int]) -> nn.Sequential:
+    """The network with channels removed from what the last layer reads, which is fitted anew by a solver."""
+    copy = chain()
+    copy.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        rows = torch.cat([model[:4](x) for x, _ in DATA]).double()
+        wanted = torch.cat([model(x) for x, _ in DATA]).double()
+        kept = [c * 4 + p for c in range(8) for p in range(4) if c not in gone]
+        read = torch.cat([rows[:, kept], torch.ones(len(rows), 1)], 1)
+        best = torch.linalg.lstsq(read, wanted).solution
+        copy[4].weight.zero_()
+        copy[4].weight[:, kept] = best[:-1].T.float()
+        copy[4].bias.copy_(best[-1])
+    return copy
+
+
+def test_what_was_tried_is_predicted_as_it_was_measured() -> None:
+    model = chain()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    # A loss that every cut makes worse: the distance to what the dense network says.
+    data = [(x, model(x).detach()) for x, _ in DATA]
+    form = Calibrated(data, F.mse_loss, ratios=(0.5,), ridge=1e-9)(model, graph)
+    units = graph.units([g.id for g in graph.groups].index("0"))
+    worth = form.unary[units]
+    gone = np.argsort(worth, kind="stable")[:4].tolist()
+    with torch.no_grad():
+        smaller = cut(model, gone)
+        measured = sum(float(F.mse_loss(smaller(x), y)) for x, y in data) / len(data)
+    assert worth[gone].sum() == pytest.approx(measured, rel=1e-3)
+    assert (worth[gone].max() <= np.delete(worth, gone)).all()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    others = np.ones(graph.unit_count, np.bool_)
+    others[units] = False
+    assert (form.unary[others] == 0).all()
+
+
+def test_greedy_elimination_beats_every_other_four_channels_it_could_have_started_with() -> None:
+    """Not only by its own account: of 20 random choices of four channels none leaves a smaller error after a refit."""
+    model = chain()
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    data = [(x, model(x).detach()) for x, _ in DATA]
+    form = Calibrated(data, F.mse_loss, ratios=(0.5,), ridge=1e-9)(model, graph)
+    worth = form.unary[graph.units([g.id for g in graph.groups].index("0"))]
+    gone = np.argsort(worth, kind="stable")[:4].tolist()
+
+    def error(removed: list[int]) -> float:
+        smaller = cut(model, removed)
+        with torch.no_grad():
+            return sum(float(F.mse_loss(smaller(x), y)) for x, y in data)
+
+    chosen = error(gone)
+    rng = np.random.default_rng(0)
+    others = [error(rng.choice(8, 4, replace=False).tolist()) for _ in range(20)]
+    assert sum(other < chosen * (1 - 1e-6) for other in others) <= 1  # greedy is no proof
+
+
+@pytest.mark.parametrize(
+    ("costs", "measured", "wanted"),
+    [
+        ([1.0, 1.0, 2.0, 4.0], {2: 1.0, 3: 3.0}, [0.5, 0.5, 2.0, 4.0]),
+        ([1.0, 3.0, 2.0, 2.0], {2: 4.0, 3: 5.0}, [1.0, 5 / 3, 5 / 3, 5 / 3]),
+        ([0.0, 0.0, 1.0], {2: 4.0}, [2.0, 2.0, 2.0]),
+    ],
+    ids=["convex", "pooled where it falls", "costs of nothing"],
+)
+def test_increments_by_hand(costs: list[float], measured: dict[int, float], wanted: list[float]) -> None:
+    if wanted == [2.0, 2.0, 2.0]:  # beyond the last measurement nothing is known: the scale of what was
+        wanted = [4 / 3, 4 / 3, 4 / 3]
+    assert increments(np.asarray(costs), measured) == pytest.approx(wanted)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.one, self.norm, self.two = nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + self.two(torch.relu(self.norm(self.one(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_branch_is_worth_what_the_loss_is_without_it() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6), blocks=True)
+    data = [(x, model(x).detach()) for x, _ in DATA]
+    form = Calibrated(data, F.mse_loss)(model, graph)
+    mask = np.ones(graph.unit_count, np.bool_)
+    (block,) = graph.blocks
+    mask[block.unit] = False
+    for g in graph.emptied_with(0):
+        mask[graph.units(g)] = False
+    with torch.no_grad():
+        without = [model.head(torch.relu(model.stem(x)).mean((2, 3))) for x, _ in DATA]
+        measured = sum(float(F.mse_loss(a, y)) for a, (_, y) in zip(without, data, strict=True)) / len(data)
+    assert form.evaluate(np.ones_like(mask)) - form.evaluate(mask) == pytest.approx(measured, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"sharing": "free"}, {"columns": True}, {"round_to": 4}], ids=str)
+def test_every_kind_of_unit_has_a_worth(options: dict[str, object]) -> None:
+    model = liven(DigitsNet()).eval()
+    graph = qp.trace(model, torch.zeros(1, 1, 8, 8), **options)
+    data = [(torch.randn(32, 1, 8, 8), torch.randint(10, (32,))) for _ in range(2)]
+    form = Calibrated(data)(model, graph)
+    stays = np.asarray([g.stays for g in graph.groups])[graph.group_of_unit]
+    assert (form.unary[~stays] > 0).all()
+    assert (form.unary[stays] == 0).all()
+    problem = qp.PruningProblem.build(graph, form, {"macs": "50%"})
+    report = qp.solve(problem, time_limit=5)
+    assert report.usage["macs"].used <= report.usage["macs"].limit
+
+
+def test_groups_that_keep_equally_many_are_tried_together() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(32, 4)
+    ).eval()
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    ties = {g.tie for g in graph.groups if not g.stays} - {None}
+    assert ties
+    form = Calibrated(DATA)(model, graph)
+    for tie in ties:
+        sums = [form.unary[graph.units(k)].sum() for k, g in enumerate(graph.groups) if g.tie == tie]
+        assert all(s > 0 for s in sums)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": []}, "no batch"),
+        ({"batches": [torch.zeros(2, 3, 6, 6)]}, "pairs"),
+        ({"batches": DATA, "ratios": (0.5, 0.2)}, "ratios"),
+        ({"batches": DATA, "samples": 0}, "samples"),
+        ({"batches": DATA, "ridge": 0.0}, "ridge"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_bad_input_is_refused(options: dict[str, object], message: str) -> None:
+    model = chain()
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    with pytest.raises(InvalidOptionError, match=message):
+        Calibrated(**options)(model, graph)

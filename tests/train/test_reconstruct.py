@@ -1,0 +1,202 @@
+"""The fit against least squares by a solver, and what it must leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qcqp_prune as qp
+from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.train.reconstruct import reconstruct
+from tests.networks import liven
+
+EXAMPLE = torch.zeros(1, 3, 6, 6)
+DATA = [
+    (torch.randn(30, 3, 6, 6, generator=g), torch.zeros(30, dtype=torch.int64))
+    for g in (torch.Generator().manual_seed(s) for s in range(4))
+]
+
+
+class Residual(nn.Module):
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.one = nn.Conv2d(6, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 6, 3, padding=1, bias=not norm)
+        self.norm = nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.head = nn.Linear(6, 4)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.norm(self.two(torch.relu(self.one(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.branch(x))
+        return self.head(x.mean((2, 3)))
+
+
+def selected(graph: qp.ChannelGraph, gone: dict[str, list[int]]) -> qp.Masks:
+    flat = np.ones(graph.unit_count, np.bool_)
+    for name, places in gone.items():
+        units = graph.units([g.id for g in graph.groups].index(name))
+        flat[np.arange(units.start, units.stop)[places]] = False
+    return qp.Masks.from_flat(graph, flat)
+
+
+def made(model: nn.Module, of: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([of(x) for x, _ in DATA])
+
+
+@pytest.mark.parametrize("norm", [True, False], ids=["before a batch norm", "with a bias"])
+def test_the_end_of_a_branch_is_fitted_to_the_dense_sum(norm: bool) -> None:
+    torch.manual_seed(0)
+    model = liven(Residual(norm)).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"one": [0, 3, 5, 6], "stem": [1]})
+    small = qp.shrink(model, graph, masks)
+    stream = [0, 2, 3, 4, 5]
+    before = [small.two.weight.clone(), small.stem.weight.clone()]
+    dense = {name: t.clone() for name, t in model.state_dict().items()}
+    record = reconstruct(small, model, graph, masks, DATA, ridge=1e-9)
+    assert record.layers == ("stem", "one", "two", "head")
+    assert record.samples == 120
+    assert not record.left
+    torch.testing.assert_close(small.stem.weight, before[1])  # it reads what it read
+    assert not torch.allclose(small.two.weight, before[0])
+    assert all(torch.equal(t, dense[name]) for name, t in model.state_dict().items())
+
+    def error(candidate: nn.Module) -> float:
+        """How far the branch is from making the sum the dense one; what the fit is to minimise, by output."""
+        wanted = made(model, lambda x: torch.relu(model.stem(x)) + model.branch(torch.relu(model.stem(x))))
+        got = made(
+            candidate,
+            lambda x: torch.relu(candidate.stem(x)) + candidate.branch(torch.relu(candidate.stem(x))),
+        )
+        return float((wanted[:, stream] - got).square().mean())
+
+    best = error(small)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):  # the least squares solution: every step away from it is worse, and none is better
+        step = torch.randn(small.two.weight.shape, generator=generator) * 1e-2
+        with torch.no_grad():
+            small.two.weight += step
+        assert error(small) > best
+        with torch.no_grad():
+            small.two.weight -= step
+    shifted = small.norm.running_mean if norm else small.two.bias
+    with torch.no_grad():
+        shifted += 1e-2
+    assert error(small) > best
+
+
+def test_a_twin_is_taken_over_without_loss() -> None:
+    torch.manual_seed(0)
+    model = liven(Residual()).eval()
+    with torch.no_grad():
+        model.one.weight[5] = 2 * model.one.weight[2]
+        model.one.bias[5] = 2 * model.one.bias[2]
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"one": [5]})
+    small = qp.shrink(model, graph, masks)
+    wanted = made(model, model)
+    assert (made(small, small) - wanted).abs().max() > 1e-2
+    reconstruct(small, model, graph, masks, DATA, ridge=1e-9)
+    torch.testing.assert_close(made(small, small), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_means_only_moves_biases_and_running_means() -> None:
+    torch.manual_seed(0)
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"one": [0, 1, 2]})
+    small = qp.shrink(model, graph, masks)
+    weights = {n: p.clone() for n, p in small.named_parameters() if n.endswith("weight")}
+    reconstruct(small, model, graph, masks, DATA, method="means")
+    assert all(torch.equal(p, weights[n]) for n, p in small.named_parameters() if n in weights)
+    branch = [made(m, lambda x, m=m: m.branch(torch.relu(m.stem(x)))).mean((0, 2, 3)) for m in (small, model)]
+    torch.testing.assert_close(*branch, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_changes_where_nothing_was_removed() -> None:
+    model = liven(Residual()).train()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {})
+    small = qp.shrink(model, graph, masks)
+    before = {n: t.clone() for n, t in small.state_dict().items()}
+    reconstruct(small, model, graph, masks, DATA)
+    assert small.training
+    assert model.training
+    for name, tensor in small.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.up, self.grouped = nn.ConvTranspose2d(6, 4, 2, stride=2), nn.Conv2d(4, 8, 3, groups=2)
+        self.out = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.again(torch.relu(self.stem(x))))))
+        return self.out(torch.relu(self.grouped(torch.relu(self.up(x)))))
+
+
+@pytest.mark.parametrize("realisation", ["modules", "graph"])
+def test_what_is_left_alone_says_why(realisation: str) -> None:
+    torch.manual_seed(0)
+    model = Twice().eval()
+    graph = qp.trace(model, EXAMPLE)
+    report = qp.solve(
+        qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), {"macs": "50%"}), time_limit=5
+    )
+    small = qp.shrink(model, graph, report.masks, realisation=realisation)
+    wanted = made(model, model)
+    before = float((made(small, small) - wanted).square().mean())
+    record = reconstruct(small, model, graph, report.masks, DATA)
+    assert set(record.layers) == {"stem", "grouped", "out"}
+    assert set(record.left) == {"again", "again@2", "up"}
+    assert "several times" in record.left["again"]
+    assert float((made(small, small) - wanted).square().mean()) < before
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x).mean(1))
+
+
+def test_heads_and_features_of_a_transformer() -> None:
+    torch.manual_seed(0)
+    model = liven(Attending()).eval()
+    data = [(torch.randn(20, 5, 8), torch.zeros(20, dtype=torch.int64)) for _ in range(6)]
+    graph = qp.trace(model, data[0][0][:1])
+    problem = qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), {"macs": "60%"})
+    report = qp.solve(problem, time_limit=5)
+    small = qp.shrink(model, graph, report.masks)
+    with torch.no_grad():
+        wanted = torch.cat([model(x) for x, _ in data])
+        before = float((torch.cat([small(x) for x, _ in data]) - wanted).square().mean())
+        record = reconstruct(small, model, graph, report.masks, data)
+        after = float((torch.cat([small(x) for x, _ in data]) - wanted).square().mean())
+    assert {"inner.self_attn.out_proj", "inner.linear2"} <= set(record.layers)
+    assert after < before / 2
+
+
+def test_bad_input_is_refused() -> None:
+    model = Residual().eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {})
+    with pytest.raises(InvalidOptionError, match="choose from"):
+        reconstruct(model, model, graph, masks, DATA, method="best")
+    with pytest.raises(InvalidOptionError, match="no batch"):
+        reconstruct(model, model, graph, masks, [])
