@@ -367,3 +367,36 @@ def test_bad_rounds() -> None:
     for options in ({"count": 0}, {"epochs": -1}, {"spacing": "cubic"}):
         with pytest.raises(qp.InvalidOptionError, match=f"Rounds: {next(iter(options))} is .*; give"):
             qp.Rounds(**{"count": 2, "epochs": 1, **options})
+
+
+def images(count: int = 2) -> list[tuple[Tensor, Tensor]]:
+    return list(Images())[:count]
+
+
+@pytest.mark.parametrize(
+    "importance",
+    [
+        qp.Taylor(images(), form="gate"),
+        qp.Fisher(images()),
+        qp.Activation(images()),
+        qp.Concave(qp.Normalised(qp.Magnitude())),
+        qp.Calibrated(images()),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+@pytest.mark.parametrize(
+    ("make", "options"), [(net, {}), (Written, {}), (Classes, {"blocks": True, "min_keep": 0.5})]
+)
+def test_what_looks_at_data_scores_what_is_left(make: Any, options: dict[str, Any], importance: Any) -> None:
+    torch.manual_seed(0)
+    _, report = qp.prune(
+        make(),
+        IMAGE,
+        budgets={"params": "60%"},
+        importance=importance,
+        rounds=qp.Rounds(2, 0),
+        solver="block_coordinate",
+        **options,
+    )
+    assert report.rounds[0].kept > report.rounds[1].kept
+    assert report.budgets[0].used <= report.budgets[0].limit
