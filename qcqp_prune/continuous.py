@@ -51,7 +51,8 @@ class Training:
         checkpoint: a file from which a killed training goes on.
 
     Raises:
-        InvalidOptionError: epochs is not positive, structures of PSP are no units, or bounds are given for PSP.
+        InvalidOptionError: epochs is not positive, weights are averaged, structures of PSP are no units, or bounds are
+            given for PSP.
     """
 
     loader: Loader
@@ -66,6 +67,10 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InvalidOptionError(f"epochs is {self.epochs}: give a positive number")
+        if self.config.ema:
+            raise InvalidOptionError(
+                f"ema is {self.config.ema}: in an average nothing has vanished; average in the finetuning after the cut"
+            )
         if isinstance(self.method, PSPConfig):
             if self.method.structure != "channel":
                 raise InvalidOptionError(
