@@ -164,6 +164,35 @@ def test_the_smaller_network_is_scored_as_it_was_trained() -> None:
     assert report.importance == "spy"
 
 
+def test_what_a_round_cuts_is_what_the_one_before_has_trained() -> None:
+    """The last cut has weights and statistics of the network that the first round trained, at what is left."""
+    trained: dict[str, Tensor] = {}
+
+    def spy(model: nn.Module, graph: qp.ChannelGraph) -> qp.PairwiseForm:
+        trained.update({name: value.clone() for name, value in model.state_dict().items()})
+        return qp.Magnitude()(model, graph)
+
+    hears, dense = Hears(), net()
+    small, _ = qp.prune(
+        dense,
+        IMAGE,
+        budgets="30%",
+        importance=spy,
+        rounds=qp.Rounds(2, 2),
+        recovery=qp.Recovery(train=Images(), recalibrate=False, config=CPU),
+        watch=hears,
+        solver="highs",
+    )
+    (a, c), (b, d) = ([m.keep[name] for m in hears.masks] for name in ("0", "3"))
+    rows, cols = torch.from_numpy(d[b]), torch.from_numpy(c[a])
+    found = small.state_dict()
+    assert torch.equal(found["3.weight"], trained["3.weight"][rows][:, cols])
+    assert torch.equal(found["4.running_var"], trained["4.running_var"][rows])
+    assert torch.equal(found["1.running_mean"], trained["1.running_mean"][cols])
+    assert found["4.num_batches_tracked"] == trained["4.num_batches_tracked"] == 6
+    assert dense[4].num_batches_tracked == 0
+
+
 def test_floors_and_multiples_are_of_the_dense_network() -> None:
     recovery = qp.Recovery(train=Images(), config=CPU)
     call: dict[str, Any] = {"rounds": qp.Rounds(4, 1), "recovery": recovery, "solver": "highs"}

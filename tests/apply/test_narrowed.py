@@ -20,9 +20,21 @@ from qcqp_prune.program.rounds import left_to_choose
 from tests.checks import CHOICES
 from tests.networks import depends_on_input, liven, random_masks
 from tests.recipes import Recipe, recipes
-from tests.residuals import Identity, Inverted, Unrolled
+from tests.removable import Grouped, Nested, OuterBlock
+from tests.residuals import Identity
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+def removed(graph: ChannelGraph, name: str) -> qp.Masks:
+    """Everything kept but a branch and what is in it."""
+    flat = np.ones(graph.unit_count, np.bool_)
+    (b,) = (b for b, block in enumerate(graph.blocks) if block.name == name)
+    for g in graph.emptied_with(b):
+        flat[graph.units(g)] = False
+    for k, block in enumerate(graph.blocks):
+        flat[block.unit] &= k != b and block.outer != b
+    return qp.Masks.from_flat(graph, flat)
 
 
 def plain_sizes(model: nn.Module, graph: ChannelGraph) -> qp.PairwiseForm:
@@ -104,10 +116,52 @@ def test_random_networks(recipe: Recipe, seed: int, sharing: str, units: Any) ->
     check_twice(model, x, seed, sharing=sharing, units=units)
 
 
-@pytest.mark.parametrize("network", [Identity, Inverted, Unrolled])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("network", [Identity, Grouped, Nested])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_residual_branches_that_went(network: Any, seed: int) -> None:
     check_twice(liven(network()).eval(), torch.randn(2, 3, 6, 6), seed, blocks=True)
+
+
+class Twice(Nested):
+    """Two residual branches, in each of them another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = nn.Sequential(OuterBlock(), OuterBlock())
+
+
+def test_what_is_left_of_nested_branches() -> None:
+    model = liven(Twice()).eval()
+    graph = qp.trace(model, torch.randn(2, 3, 6, 6), blocks=True)
+    left = narrowed(graph, removed(graph, "outer.0").flat(graph)).graph
+    inner, outer = sorted(left.blocks, key=lambda block: len(block.name), reverse=True)
+    assert (outer.name, inner.name) == ("outer.1", "outer.1.inner")
+    assert left.blocks[inner.outer] is outer
+    assert outer.outer is None
+    assert {left.layers[k].name for k in inner.layers} == {"outer.1.inner.a", "outer.1.inner.b"}
+    assert {left.groups[g].id for g in outer.groups} == {"outer.1.enter"}
+    assert [left.groups[left.group_of_unit[b.unit]].width for b in left.blocks] == [1, 1]
+
+
+class Crossed(nn.Module):
+    """Attention of one sequence to another one: queries, and keys and values, have parts of one packed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(5, 12), nn.Linear(5, 12), nn.Linear(12, 4)
+        self.mha = nn.MultiheadAttention(12, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = torch.tanh(self.second(x))
+        return self.out(self.mha(torch.tanh(self.first(x)), memory, memory, need_weights=False)[0])
+
+
+def test_packed_projections_and_heads() -> None:
+    """The rows of keys and values lie behind those of the queries that are left."""
+    model, x = liven(Crossed()).eval(), torch.randn(2, 6, 5)
+    assert any(layer.rows is not None for layer in qp.trace(model, x).layers)
+    for seed in range(3):
+        check_twice(model, x, seed)
 
 
 def test_kernel_columns_are_refused() -> None:
