@@ -20,7 +20,7 @@ from qcqp_prune.graph.observe import Observed, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
 from qcqp_prune.importance.patches import Patches, as_matrix, write_matrix
-from qcqp_prune.importance.readers import LARGEST, PER_COLUMN, ROWS, norm_after, shift_of
+from qcqp_prune.importance.readers import LARGEST, norm_after, rows_for, shift_of
 from qcqp_prune.importance.samples import samples_of
 from qcqp_prune.train.batches import Loader
 from qcqp_prune.train.modes import placed
@@ -80,7 +80,8 @@ def reconstruct(
         dense: the network it was cut from.
         graph: the dense network's channel graph.
         masks: what was kept.
-        loader: yields ``(inputs, targets)``; targets are not looked at. All samples that are used are held at once.
+        loader: yields ``(inputs, targets)``; targets are not looked at. All samples that are used are held at once, so
+            of a large network fewer are taken (``samples_of``).
         method: ``means`` leaves weights as they are and corrects means only (bias correction).
         samples: how many to use at most.
         ridge: towards the weights as they are, as a share of the mean second moment.
@@ -97,7 +98,7 @@ def reconstruct(
     if method not in get_args(Method):
         raise InvalidOptionError(f"method={method!r}: choose from {', '.join(get_args(Method))}")
     with placed(small, device) as where, placed(dense, device), torch.no_grad():
-        batches, _ = samples_of(loader, samples, where, "reconstruct")
+        batches, _ = samples_of(loader, graph, samples, where, who="reconstruct")
         fit = _Fit(small, dense, graph, masks.flat(graph), batches, _Options(method, ridge, seed))
         fit.run()
     return Reconstruction(method, tuple(fit.done), fit.left, len(batches) * _size(batches[0]))
@@ -174,7 +175,7 @@ class _Fit:
         if goals is None or goals[0].shape != self._small.evaluate(node)[0].shape:
             return "the dense network computes it in another order or layout"
         sums = _Sums(matrix.shape[1], len(matrix))
-        wanted = -(-max(ROWS, PER_COLUMN * matrix.shape[1]) // len(goals))
+        wanted = -(-rows_for(matrix.shape[1]) // len(goals))
         for read, made, goal in zip(
             self._small[read_by(node)], self._small.evaluate(node), goals, strict=True
         ):
