@@ -19,7 +19,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.observe import Observed, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
-from qcqp_prune.importance.patches import Patches, as_matrix, write_matrix
+from qcqp_prune.importance.patches import Patches, own_matrix, with_own_matrix
 from qcqp_prune.importance.readers import LARGEST, norm_after, rows_for, shift_of
 from qcqp_prune.importance.samples import samples_of
 from qcqp_prune.train.batches import Loader
@@ -165,7 +165,7 @@ class _Fit:
             return "a transposed convolution, an image without a batch, or a layer that the dense network has not"
         if layer.rows is None and (self._calls[layer.weight] > 1 or not self._reads_alone(node)):
             return "its weight is used several times, or computed from others"
-        matrix = as_matrix(layer, weight)
+        matrix = own_matrix(layer, weight)
         if matrix.shape[1] > LARGEST:
             return f"it reads more than {LARGEST:,} numbers at once"
         kept = np.flatnonzero(self._flat[self._graph.axes[self._graph.layers[there[0]].out_axis]])
@@ -174,7 +174,7 @@ class _Fit:
         goals = self._goals(node, there[1], torch.from_numpy(kept), layer)
         if goals is None or goals[0].shape != self._small.evaluate(node)[0].shape:
             return "the dense network computes it in another order or layout"
-        sums = _Sums(matrix.shape[1], len(matrix))
+        sums = _Sums(layer.segments)
         wanted = -(-rows_for(matrix.shape[1]) // len(goals))
         for read, made, goal in zip(
             self._small[read_by(node)], self._small.evaluate(node), goals, strict=True
@@ -183,8 +183,8 @@ class _Fit:
             sums.add(patches.read(read, positions), patches.made(goal - made, positions))
         shift = shift_of(self._small.followed, node)
         if self._options.method == "least_squares":
-            change = sums.change(layer.segments, self._options.ridge, centred=shift is not None)
-            weight.copy_(write_matrix(layer, weight, matrix + change))
+            change = sums.change(self._options.ridge, centred=shift is not None)
+            weight.copy_(with_own_matrix(layer, weight, matrix + change))
         else:
             change = torch.zeros_like(matrix)
         if shift is not None:
@@ -261,39 +261,38 @@ class _Fit:
 
 
 class _Sums:
-    """Sums over rows of what a layer reads (x) and of what its result lacks (r): x x^T, x r^T, x, r."""
+    """Sums over rows of what a layer reads (x) and of what its result lacks (r): x x^T, x r^T, x, r, by segments."""
 
-    def __init__(self, columns: int, outputs: int) -> None:
-        self._second = torch.zeros(columns, columns, dtype=torch.float64)
-        self._cross = torch.zeros(columns, outputs, dtype=torch.float64)
-        self._read, self._lacking = self._second.new_zeros(columns), self._second.new_zeros(outputs)
+    def __init__(self, segments: int) -> None:
+        self._segments = segments
+        self._second = self._cross = self._read = self._lacking = torch.zeros((), dtype=torch.float64)
         self._rows = 0
 
     def add(self, read: Tensor, lacking: Tensor) -> None:
-        """Rows of the same positions."""
-        self._second = self._second.to(read.device) + (read.T @ read).double()
-        self._cross = self._cross.to(read.device) + (read.T @ lacking).double()
-        self._read = self._read.to(read.device) + read.double().sum(0)
-        self._lacking = self._lacking.to(read.device) + lacking.double().sum(0)
+        """Rows of the same positions: ``(rows, columns of all segments)`` and ``(rows, outputs)``."""
+        x, r = (t.reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
+        new = x.mT @ x, x.mT @ r, x.sum(1), r.sum(1)
+        before = self._second, self._cross, self._read, self._lacking
+        self._second, self._cross, self._read, self._lacking = (
+            a.to(b.device) + b.double() for a, b in zip(before, new, strict=True)
+        )
         self._rows += len(read)
 
-    def change(self, segments: int, ridge: float, *, centred: bool) -> Tensor:
-        """The change of the weight that makes up for most of what lacks, ``(outputs, columns)``."""
+    def change(self, ridge: float, *, centred: bool) -> Tensor:
+        """The change of the weight that makes up for most of what lacks, ``(outputs, columns of one segment)``."""
         second, cross = self._second, self._cross
         if centred:
-            second = second - torch.outer(self._read, self._read) / self._rows
-            cross = cross - torch.outer(self._read, self._lacking) / self._rows
-        out = torch.zeros_like(cross)
-        size = ridge * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
-        wide, high = len(second) // segments, cross.shape[1] // segments
-        for s in range(segments):
-            x, y = slice(s * wide, (s + 1) * wide), slice(s * high, (s + 1) * high)
-            out[x, y] = torch.linalg.solve(second[x, x] + size * torch.eye(wide).to(second), cross[x, y])
-        return out.T
+            second = second - self._read[:, :, None] * self._read[:, None] / self._rows
+            cross = cross - self._read[:, :, None] * self._lacking[:, None] / self._rows
+        size = ridge * second.diagonal(dim1=1, dim2=2).mean().clamp(min=torch.finfo(second.dtype).tiny)
+        best: Tensor = torch.linalg.solve(second + size * torch.eye(second.shape[1]).to(second), cross)
+        return best.mT.flatten(0, 1)
 
     def mean_left(self, change: Tensor) -> Tensor:
         """The mean that lacks after a change of the weight, ``(outputs,)``."""
-        return (self._lacking - change @ self._read) / self._rows
+        by_segment = change.reshape(self._segments, -1, change.shape[1])
+        made_up: Tensor = (by_segment @ self._read[:, :, None]).flatten()
+        return (self._lacking.flatten() - made_up) / self._rows
 
 
 def _sum_after(node: Node) -> tuple[Node, Node] | None:
