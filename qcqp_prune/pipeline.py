@@ -244,7 +244,7 @@ def describe(importance: Importance) -> str:
     if hasattr(importance, "variant"):
         return f"{name}({importance.variant})"
     parts = []
-    for part in fields(importance) if is_dataclass(importance) else ():
+    for part in (f for f in fields(importance) if f.repr) if is_dataclass(importance) else ():
         value = getattr(importance, part.name)
         if part.name == "importance":
             parts.append(describe(value))
