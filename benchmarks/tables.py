@@ -9,7 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy_tables, compatibility_page, continuous_tables, rival_tracing_table
+from benchmarks import (
+    accuracy_tables,
+    compatibility_page,
+    continuous_tables,
+    gradual_table,
+    rival_tracing_table,
+)
 from benchmarks.growth import exponent
 from benchmarks.plot import Series, log_log
 from benchmarks.recording import RESULTS, recorded
@@ -37,6 +43,7 @@ def page() -> str:
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
         _section("Accuracy at equal multiply-adds", "accuracy", accuracy_tables.table),
         _section("Table 2 of the discrete-QCQP paper", "published_table2", accuracy_tables.published),
+        _section("At once and in rounds", "gradual", gradual_table.table),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Against rivals", "rivals", _rivals),
         _section("Residual branches that go as a whole", "blocks", _blocks),
