@@ -104,7 +104,9 @@ class Calibrated:
         """
         weight_tensors(model, graph)
         device = next(model.parameters()).device
-        inputs, targets = samples_of(self.batches, graph, self.samples, device, who="Calibrated")
+        inputs, targets = samples_of(
+            self.batches, graph, self.samples, device, seed=self.seed, who="Calibrated"
+        )
         observed = Observed(model, graph)
         found = readers(observed, inputs, seed=self.seed)
         curvatures(observed, inputs, found, seed=self.seed)

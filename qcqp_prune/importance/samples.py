@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph
 
@@ -20,7 +21,13 @@ _ALIVE = 4
 
 
 def samples_of(
-    batches: Iterable[Any], graph: ChannelGraph, samples: int, device: torch.device, *, who: str
+    batches: Iterable[Any],
+    graph: ChannelGraph,
+    samples: int,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    who: str,
 ) -> tuple[list[Any], list[Tensor]]:
     """Batches of one size with ``samples`` samples at most together, and one batch at least.
 
@@ -32,6 +39,7 @@ def samples_of(
         graph: of the network that they are for.
         samples: how many.
         device: where they are put.
+        seed: the loader starts from it as in a first epoch, whatever it has drawn before; torch's own state comes back.
         who: asks, for errors.
 
     Returns:
@@ -48,7 +56,7 @@ def samples_of(
         (x.out_elements * len(graph.axes[x.out_axis]) * x.itemsize for x in graph.layers), default=1
     )
     samples = min(samples, HELD // (_ALIVE * max(largest, 1)))
-    for batch in batches:
+    for batch in _from_start(batches, seed):
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             raise InvalidOptionError(
                 f"{who} was given a {type(batch).__name__} as a batch: give a loader of pairs (inputs, targets)"
@@ -65,6 +73,12 @@ def samples_of(
             f"{who} was given no batch: pass a loader with at least one (one-shot iterators run dry)"
         )
     return inputs, targets
+
+
+def _from_start(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    with torch.random.fork_rng(devices=[]):
+        seed_epoch(batches, seed, 0)
+        yield from batches
 
 
 def first(inputs: list[Any], targets: list[Tensor], samples: int) -> tuple[list[Any], list[Tensor]]:

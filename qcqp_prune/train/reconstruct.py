@@ -49,6 +49,12 @@ class Reconstruction:
     left: dict[str, str]
     samples: int
 
+    def describe(self) -> str:
+        """In words."""
+        what = "least squares" if self.method == "least_squares" else "their means"
+        rest = f"; {len(self.left)} left as they are: {_first(self.left)}" if self.left else ""
+        return f"{what}: {len(self.layers)} layers on {self.samples:,} samples{rest}"
+
 
 def reconstruct(
     small: nn.Module,
@@ -85,7 +91,7 @@ def reconstruct(
         method: ``means`` leaves weights as they are and corrects means only (bias correction).
         samples: how many to use at most.
         ridge: towards the weights as they are, as a share of the mean second moment.
-        seed: of the positions that are looked at in images and sequences.
+        seed: of what the loader draws, and of the positions that are looked at in images and sequences.
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
@@ -98,7 +104,7 @@ def reconstruct(
     if method not in get_args(Method):
         raise InvalidOptionError(f"method={method!r}: choose from {', '.join(get_args(Method))}")
     with placed(small, device) as where, placed(dense, device), torch.no_grad():
-        batches, _ = samples_of(loader, graph, samples, where, who="reconstruct")
+        batches, _ = samples_of(loader, graph, samples, where, seed=seed, who="reconstruct")
         fit = _Fit(small, dense, graph, masks.flat(graph), batches, _Options(method, ridge, seed))
         fit.run()
     return Reconstruction(method, tuple(fit.done), fit.left, len(batches) * _size(batches[0]))
@@ -303,6 +309,17 @@ def _sum_after(node: Node) -> tuple[Node, Node] | None:
         return None
     others = [x for x in (argument(users[0], "self"), argument(users[0], "other")) if x is not last]
     return (users[0], others[0]) if len(others) == 1 and isinstance(others[0], Node) else None
+
+
+def _first(left: dict[str, str]) -> str:
+    """A few of the reasons."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
+        for reason, names in reasons.items()
+    )
 
 
 def _size(call: object) -> int:
