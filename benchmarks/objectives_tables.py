@@ -35,7 +35,7 @@ def block(rows: list[Row]) -> str:
     called = {PRINTED: "printed", DEFAULT: f"`{DEFAULT}`"}
     lines = [
         f"Measured on the pretrained ResNet-20 (dense {_dense(found[both[0]])} % of the test images right), nothing "
-        "finetuned; shares are of the dense network's value:",
+        "finetuned; values beside the dense network's:",
         "",
         "| MACs at most | objective | its own value kept | gap to the best | printed value kept | loss added, as "
         "`Calibrated` predicts | accuracy, %: cut | batch norms recalibrated | reconstructed |",
@@ -44,7 +44,8 @@ def block(rows: list[Row]) -> str:
     for name, budget in both:
         row = found[name, budget]
         accuracy = (f"{100 * row['accuracy'][a]:.2f}" for a in ("cut", *MEASURED))
-        cells = [_own(row), _gap(row), f"{100 * row['printed_share']:.1f} %", f"{row['predicted_loss']:.3f}"]
+        value = f"{row['value']:.4g} of {row['dense_value']:.4g} ({_own(row)})"
+        cells = [value, _gap(row), f"{100 * row['printed_share']:.1f} %", f"{row['predicted_loss']:.3f}"]
         lines.append(f"| {budget} | {called[name]} | {' | '.join((*cells, *accuracy))} |")
     kept = [found[key]["kept"] for key in both]
     heads = " | ".join(f"{called[name]}, {budget}" for name, budget in both)

@@ -189,9 +189,11 @@ ROWS = [
 def test_the_measured_part_of_the_concepts_sets_both_side_by_side() -> None:
     text = block(ROWS)
     assert "dense 95.00 %" in text
-    assert "| 75% | printed | 87.5 % | 0.120 % | 70.0 % | 0.500 | 20.00 | 70.00 | 80.00 |" in text
-    assert "| 50% | `Calibrated` | 50.0 % | 0.120 % | 40.0 % | 0.500 | 20.00 | 60.00 | 70.00 |" in text
-    assert "| 50% | printed | 62.5 % | none |" in text
+    assert "| 75% | printed | 7 of 8 (87.5 %) | 0.120 % | 70.0 % | 0.500 | 20.00 | 70.00 | 80.00 |" in text
+    assert (
+        "| 50% | `Calibrated` | 4 of 8 (50.0 %) | 0.120 % | 40.0 % | 0.500 | 20.00 | 60.00 | 70.00 |" in text
+    )
+    assert "| 50% | printed | 5 of 8 (62.5 %) | none |" in text
     assert "| `block` | 8 | 7 | 7 | 7 | 2 |" in text
     assert block(ROWS[:3]) == ""
     assert block([]) == ""
