@@ -14,6 +14,7 @@ from benchmarks import (
     accuracy_tables,
     compatibility_page,
     continuous_tables,
+    gradual_table,
     objectives_tables,
     rival_tracing_table,
 )
@@ -49,6 +50,7 @@ def page() -> str:
         _section("What each objective does to a network", "objectives", objectives_tables.table),
         _section("Accuracy at equal multiply-adds", "accuracy", accuracy_tables.table),
         _section("Table 2 of the discrete-QCQP paper", "published_table2", accuracy_tables.published),
+        _section("At once and in rounds", "gradual", gradual_table.table),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Against rivals", "rivals", _rivals),
         _section("Residual branches that go as a whole", "blocks", _blocks),

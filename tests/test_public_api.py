@@ -15,7 +15,8 @@ from torch import nn
 
 import qcqp_prune as qp
 from qcqp_prune import errors
-from qcqp_prune.pipeline import Watcher, describe
+from qcqp_prune.pipeline import describe
+from qcqp_prune.watch import Watcher
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

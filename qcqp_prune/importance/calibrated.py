@@ -75,11 +75,11 @@ class Calibrated:
 
     batches: Iterable[Any] = field(repr=False)
     loss: Loss | None = None
-    samples: int = 2_500
-    trials: int | None = None
+    samples: int = field(default=2_500, repr=False)
+    trials: int | None = field(default=None, repr=False)
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
-    ridge: float = 1e-2
-    seed: int = 0
+    ridge: float = field(default=1e-2, repr=False)
+    seed: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if (
