@@ -27,7 +27,7 @@ def table(rows: list[Row]) -> str:
         group = list(members)
         first = group[0]
         used = mean(r["macs"]["used"] / r["macs"]["dense"] for r in group)
-        cells = [_shares([r["accuracy"].get(k) for r in group]) for k in ("dense", "pruned", "recalibrated")]
+        cells = [_shares([r["accuracy"].get(k) for r in group]) for k in ("dense", "pruned", "repaired")]
         lines.append(
             f"| {first['instance']} | {first['budget']} | {first['objective']} | {first['spacing']} | "
             f"{count} x {first['epochs']} x {first['batches']} | {len(group)} | {100 * used:.2f} % | "

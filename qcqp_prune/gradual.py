@@ -19,7 +19,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.importance import Importance
 from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.rounds import Rounds, left_to_choose, with_limits
-from qcqp_prune.recovery import Recovery, recover
+from qcqp_prune.recovery import Before, Recovery, recover
 from qcqp_prune.report import Round
 from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.storage import read_json, require_file_place, write_json
@@ -91,6 +91,7 @@ def prune_in_rounds(
         with clock("solve"):
             file = recovery.selection_file(number, rounds)
             solved = _selected(with_limits(todo, limits), steps, file, flat)
+        before = Before(small, graph if left is None else left.graph, solved.masks)
         if left is not None:
             whole = left.widened(solved.masks.flat(left.graph), graph.unit_count)
             solved = replace(solved, masks=Masks.from_flat(graph, whole))
@@ -101,7 +102,7 @@ def prune_in_rounds(
         watch.verified(checked)
         after = recovery.after_round(number, rounds)
         found = recover(
-            small, dense, after, watch=watch, clock=clock, first_epoch=(number - 1) * rounds.epochs
+            small, dense, before, after, watch=watch, clock=clock, first_epoch=(number - 1) * rounds.epochs
         )
         done.append(
             Round(
@@ -113,6 +114,7 @@ def prune_in_rounds(
                 bound=solved.bound,
                 verification=checked,
                 accuracy=found.accuracy,
+                repair=found.repair,
                 training=found.training,
             )
         )

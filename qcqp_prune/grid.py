@@ -146,7 +146,8 @@ def _identity(
         "layers": training.layers,
         "bounds": state_digest(bounds) if isinstance(bounds, nn.Module) else bounds,
         "recovery": [
-            recovery.recalibrate,
+            recovery.repair,
+            recovery.samples,
             recovery.batches,
             recovery.epochs,
             _recipe(recovery.recipe(model)),

@@ -22,7 +22,7 @@ from qcqp_prune.graph.removable import Blocks
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
 from qcqp_prune.graph.uniform import Uniform
 from qcqp_prune.graph.units import Units
-from qcqp_prune.importance import Importance, Magnitude
+from qcqp_prune.importance import Calibrated, Importance, Magnitude
 from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.program.rounds import Rounds
@@ -73,7 +73,8 @@ def prune(
         budgets: as for ``PruningProblem.build``: ``"50%"`` of the MACs, or ``{"macs": "50%", "params": 200_000}``. Only
             a training without ``control`` does without: then what its rule keeps is kept, and its size reported.
         training: training under SPR or PSP before the cut; none unless given.
-        importance: what units are worth; unless given ``Magnitude()``, or the relaxed masks of the training.
+        importance: what units are worth; unless given the relaxed masks of the training, else ``Calibrated`` on
+            ``recovery.train``, else ``Magnitude()``.
         solver: as for ``solve``.
         ignored_layers: as for ``trace``.
         round_to: as for ``trace``.
@@ -103,7 +104,7 @@ def prune(
     watch = watch or Watcher()
     clock = Clock(watch)
     recovery, rounds = recovery or Recovery(), rounds or Rounds(1, 0)
-    scores: Importance = Magnitude() if importance is None else importance
+    scores = importance or (Magnitude() if recovery.train is None else Calibrated(recovery.train))
     require_importance(scores)
     _require_consistent(budgets, training, recovery)
     if rounds.count > 1:
@@ -175,6 +176,7 @@ def prune(
         notes=(*(f"{note.where}: {note.text}" for note in graph.notes), *unfinished(trained)),
         regularised=None if trained is None else trained.record,
         rounds=tuple(done) if rounds.count > 1 else (),
+        repair=last.repair,
         recipe=recovery.describe(dense, rounds),
         graph=graph,
     )
@@ -222,7 +224,7 @@ def describe(importance: Importance) -> str:
     if hasattr(importance, "variant"):
         return f"{name}({importance.variant})"
     parts = []
-    for part in fields(importance) if is_dataclass(importance) else ():
+    for part in (f for f in fields(importance) if f.repr) if is_dataclass(importance) else ():
         value = getattr(importance, part.name)
         if part.name == "importance":
             parts.append(describe(value))

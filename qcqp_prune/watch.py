@@ -18,7 +18,7 @@ class Watcher:
     """Told what happens as it happens. A class that derives from this one defines only what it needs."""
 
     def phase(self, name: str) -> None:
-        """A phase begins: trace, train, score, solve, shrink, recalibrate, finetune or evaluate."""
+        """A phase begins: trace, train, score, solve, shrink, repair, finetune or evaluate."""
 
     def tracing(self, what: str, done: int, total: int) -> None:
         """How far the trace is: what it does, how much of it is done, of how much; 0 of 0 where nobody knows."""
@@ -42,7 +42,7 @@ class Watcher:
         """The smaller network is there and checked."""
 
     def evaluated(self, step: str, result: Evaluation) -> None:
-        """Accuracy was measured at a step: dense, regularised, pruned, recalibrated or finetuned."""
+        """Accuracy was measured at a step: dense, regularised, pruned, repaired or finetuned."""
 
 
 class Clock:

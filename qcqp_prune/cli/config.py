@@ -85,15 +85,17 @@ class TrainingSection:
 
     Attributes:
         epochs: 0 for no training.
-        recalibrate: whether batch norms get their statistics anew after cutting.
-        batches: how many batches that takes at most.
+        repair: what is done after cutting without training, as for ``Recovery``, or ``none``.
+        samples: how many ``reconstruct`` and ``means`` take at most.
+        batches: how many batches ``batch_norm`` takes at most.
         checkpoint: a file from which a killed run goes on.
         recipe: the rest of the keys.
         given: names of those that are in the file; in ``[finetune]`` the others are those recommended for the network.
     """
 
     epochs: int = 0
-    recalibrate: bool = True
+    repair: Literal["reconstruct", "means", "batch_norm", "none"] = "reconstruct"
+    samples: int = 2_500
     batches: int | None = None
     checkpoint: str | None = None
     recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -279,7 +281,7 @@ def _training(table: object, where: str, base: FinetuneConfig) -> TrainingSectio
     """Keys of the section and keys of the recipe stand side by side in the file."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"[{where}] is {table!r}: write a table of key = value")
-    own = {"epochs", "recalibrate", "batches", "checkpoint"} if where == "finetune" else {"epochs"}
+    own = {"epochs", "repair", "samples", "batches", "checkpoint"} if where == "finetune" else {"epochs"}
     keys = [*sorted(own), *FinetuneConfig.__dataclass_fields__]
     for key in table:
         require_known(key, keys, f"key {key!r} in [{where}]")

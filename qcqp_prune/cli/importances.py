@@ -9,6 +9,7 @@ from qcqp_prune.cli.arguments import nearest
 from qcqp_prune.errors import ConfigError
 
 Name = Literal[
+    "calibrated",
     "magnitude",
     "batch_norm_scale",
     "geometric_median",
@@ -26,7 +27,7 @@ VARIANTS = {
     "activation": ("mean", "apoz", "std"),
 }
 """Of each importance that has some, the default first."""
-NEED_DATA = ("taylor", "fisher", "neuron_sensitivity", "activation")
+NEED_DATA = ("calibrated", "taylor", "fisher", "neuron_sensitivity", "activation")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ImportanceSection:
     Attributes:
         name: of the criterion.
         variant: one of its own, see ``VARIANTS``; the first where None.
-        batches: of training data, for those that need data.
+        batches: of training data, for those that need data; ``calibrated`` takes samples as it needs them.
         seed: of ``random``.
         normalise: what is brought to one scale; see ``qcqp_prune.Normalised``.
         concave: the power of ``qcqp_prune.Concave``, applied last; None without.

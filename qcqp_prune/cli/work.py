@@ -38,7 +38,7 @@ _SAYS = {
     "score": "scoring its channels",
     "solve": "solving",
     "shrink": "cutting and verifying",
-    "recalibrate": "recalibrating batch norms",
+    "repair": "repairing the smaller network",
     "evaluate": "measuring accuracy",
 }
 
@@ -210,7 +210,8 @@ def _recovery(
     return Recovery(
         validation=validation,
         train=train,
-        recalibrate=wishes.recalibrate,
+        repair=None if wishes.repair == "none" else wishes.repair,
+        samples=wishes.samples,
         batches=wishes.batches,
         epochs=wishes.epochs,
         config=_shown(recipe),

@@ -12,7 +12,7 @@ class Accuracy:
     Attributes:
         dense: before pruning.
         pruned: directly after it; in several rounds, after the last cut.
-        recalibrated: after batch norms were recalibrated.
+        repaired: after what followed the cut without training: reconstruction, or recalibrated batch norms.
         finetuned: after finetuning.
         samples: in the validation set.
         regularised: after training under a regulariser, before anything was cut.
@@ -20,7 +20,7 @@ class Accuracy:
 
     dense: float | None = None
     pruned: float | None = None
-    recalibrated: float | None = None
+    repaired: float | None = None
     finetuned: float | None = None
     samples: int | None = None
     regularised: float | None = None

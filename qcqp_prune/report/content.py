@@ -40,6 +40,7 @@ class PruneReport:
         verification: what was checked on the smaller network, None where nothing was cut.
         accuracy: where data was given.
         training: epochs of the last finetuning, as ``TrainingHistory.to_dict``; None without.
+        repair: what followed the cut without training, in words; empty without.
         recipe: of the finetuning, in words; empty without.
         seconds: wall clock of each phase.
         notes: decisions of the extractor and of this job.
@@ -62,6 +63,7 @@ class PruneReport:
     notes: tuple[str, ...] = ()
     regularised: Regularised | None = None
     rounds: tuple[Round, ...] = ()
+    repair: str = ""
     recipe: str = ""
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
@@ -101,6 +103,7 @@ class PruneReport:
             "notes": list(self.notes),
             "regularised": None if self.regularised is None else self.regularised.to_json(),
             "rounds": [entry.to_json() for entry in self.rounds],
+            "repair": self.repair,
             "recipe": self.recipe,
         }
 
@@ -137,6 +140,7 @@ class PruneReport:
                 notes=tuple(data["notes"]),
                 regularised=None if trained is None else Regularised.from_json(trained),
                 rounds=tuple(Round.from_json(entry) for entry in rounds),
+                repair=data.get("repair", ""),
                 recipe=data.get("recipe", ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -24,6 +24,7 @@ class Round:
         bound: on what any choice among the units that were left before could be worth, None without.
         verification: what was checked on the network after the cut.
         accuracy: after the cut, and after each step that followed it.
+        repair: what followed the cut without training, in words; empty without.
         training: epochs of the finetuning, as ``TrainingHistory.to_dict``; None without.
     """
 
@@ -35,6 +36,7 @@ class Round:
     bound: float | None
     verification: Verification
     accuracy: Accuracy = field(default_factory=Accuracy)
+    repair: str = ""
     training: Mapping[str, Any] | None = None
 
     @property

@@ -45,6 +45,8 @@ def report_view(report: PruneReport) -> RenderableType:
         parts.append(rounds_table(report.rounds))
     if report.accuracy.dense is not None:
         parts.append(accuracy_table(report.accuracy))
+    if report.repair:
+        parts.append(Text(f"repaired by {report.repair}"))
     if report.recipe:
         parts.append(Text(f"finetuned by {report.recipe}"))
     parts += [Text(f"note: {note}", style="dim") for note in report.notes]
@@ -222,7 +224,7 @@ def control_table(trace: Sequence[ControlPoint], most: int = 6) -> Table:
 def rounds_table(rounds: Sequence[Round]) -> RenderableType:
     """How several rounds came to the budgets; all counts are of the network that was traced."""
     limits = list(rounds[0].limits)
-    steps = ("pruned", "recalibrated", "finetuned")
+    steps = ("pruned", "repaired", "finetuned")
     shown = [step for step in steps if any(getattr(r.accuracy, step) is not None for r in rounds)]
     columns = ["round", *limits, "units", "solver", "gap", "relative error", *shown]
     rows = [
@@ -246,7 +248,7 @@ def accuracy_table(accuracy: Accuracy) -> Table:
         "dense": accuracy.dense,
         "regularised": accuracy.regularised,
         "pruned": accuracy.pruned,
-        "batch norms recalibrated": accuracy.recalibrated,
+        "repaired": accuracy.repaired,
         "finetuned": accuracy.finetuned,
     }
     taken = {name: value for name, value in steps.items() if value is not None}

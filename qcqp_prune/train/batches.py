@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcqp_prune.data import epoch_seed
 from qcqp_prune.errors import TrainingError
 
 Loader = Iterable[Any]
@@ -49,19 +48,6 @@ def require_labels(targets: Tensor, logits: Tensor) -> None:
             f"The loader yields the target {int(wrong)}, and the network has {logits.shape[1]} classes. "
             "Number the classes from 0, or give the network as many outputs as there are."
         )
-
-
-def seed_epoch(loader: Loader, seed: int, epoch: int) -> None:
-    """Make what an epoch draws depend on `(seed, epoch)` alone, whatever ran before it."""
-    value = epoch_seed(seed, epoch)
-    torch.manual_seed(value)
-    sampler = getattr(loader, "sampler", None)
-    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(value)
-        if callable(set_epoch := getattr(owner, "set_epoch", None)):
-            set_epoch(epoch)
 
 
 def length_of(loader: Loader) -> int | None:

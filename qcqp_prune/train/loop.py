@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
+from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train.average import WeightAverage
-from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels, seed_epoch
+from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
 from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, state_digest, write_checkpoint
 from qcqp_prune.train.config import FinetuneConfig

@@ -85,7 +85,7 @@ def test_run(run, net: Path, tmp_path: Path) -> None:
     taken = (
         report.accuracy.dense,
         report.accuracy.pruned,
-        report.accuracy.recalibrated,
+        report.accuracy.repaired,
         report.accuracy.finetuned,
     )
     assert all(0 <= share <= 1 for share in taken)
