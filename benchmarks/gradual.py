@@ -7,8 +7,8 @@
 The thesis compares pruning at once with pruning step by step (chapter 8). Here every arm starts from the same dense
 network and is finetuned for ``--epochs`` epochs in all, on the same batches in the same order: at once after one cut,
 or in equal parts after each of several. An "epoch" has ``--batches`` batches of 128 images, a schedule that two cores
-can run. Batch norms are recalibrated on 20 batches after each cut. Each part has the recipe of the setting from its
-rise to its end.
+can run. After each cut the network is repaired as ``prune`` does by default. Each part has the recipe of the setting
+from its rise to its end.
 
 Rows that are recorded are not measured again (``--again`` does so); checkpoints lie in .cache/gradual, so a stopped run
 goes on. ``--dry`` measures and writes nothing. Data as in ``benchmarks.settings``.
@@ -110,7 +110,6 @@ class Arm:
         recovery = qp.Recovery(
             validation=self.setting.data.test.loader(500),
             train=self.setting.loader(self.seed, self.batches),
-            batches=20,
             epochs=self.rounds.epochs,
             config=replace(self.setting.recipe, seed=self.seed),
             checkpoint=None if fresh else self._checkpoint(),

@@ -16,10 +16,10 @@ def table(rows: list[Row]) -> str:
         "Every arm of a network starts from the same weights and is finetuned on the same batches of 128 images in the "
         "same order, at once or in equal parts after each of several cuts; it then has at most the same multiply-adds, "
         "counted from the dense network. Accuracy in percent on the whole test set, means over seeds, with the "
-        "standard error of the last: after the last cut, with recalibrated batch norms, and at the end.",
+        "standard error of the last: after the last cut, repaired without training, and at the end.",
         "",
         "| network | MACs | objective | spacing | rounds x epochs x batches | seeds | MACs used | dense | last cut | "
-        "recalibrated | finetuned |",
+        "repaired | finetuned |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     ordered = sorted(rows, key=lambda r: (*_place(r), r["count"]))

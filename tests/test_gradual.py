@@ -179,7 +179,7 @@ def test_what_a_round_cuts_is_what_the_one_before_has_trained() -> None:
         budgets="30%",
         importance=spy,
         rounds=qp.Rounds(2, 2),
-        recovery=qp.Recovery(train=Images(), recalibrate=False, config=CPU),
+        recovery=qp.Recovery(train=Images(), repair=None, config=CPU),
         watch=hears,
         solver="highs",
     )
