@@ -51,11 +51,14 @@ class Solved:
 
     def __call__(self, setting: Setting, budget: str) -> tuple[nn.Module, dict[str, Any]]:
         """The smaller network, and how it was chosen."""
-        form = scores(setting, self.objective)
-        problem = qp.PruningProblem.build(setting.graph, form, {"macs": budget})
-        masks, about = self._selected(problem)
+        masks, about = self.select(setting, budget)
         small = qp.shrink(setting.model, setting.graph, masks)
         return small, about if self.repair is None else about | {"masks": masks}
+
+    def select(self, setting: Setting, budget: str) -> tuple[qp.Masks, dict[str, Any]]:
+        """What is kept, and how it was chosen."""
+        form = scores(setting, self.objective)
+        return self._selected(qp.PruningProblem.build(setting.graph, form, {"macs": budget}))
 
     def _selected(self, problem: qp.PruningProblem) -> tuple[qp.Masks, dict[str, Any]]:
         """What the solver chooses, read from a file where the same commit chose for the same problem before.

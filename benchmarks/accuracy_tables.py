@@ -21,7 +21,7 @@ class Cell:
 
     Attributes:
         finetuned: accuracies, one for each seed.
-        before: accuracy after recalibration, before finetuning.
+        before: accuracy after repair or recalibration, before finetuning.
         share: of the dense network's multiply-adds that is used.
     """
 
@@ -116,9 +116,9 @@ def table(rows: list[Row]) -> str:
     """Everything as Markdown."""
     lines = [
         "Every method starts from the same weights, looks at the same 2,500 training images, and gets the same "
-        "recalibration of batch norms and the same finetuning, batch by batch. Accuracy on the whole test set after "
-        "finetuning, in percent, with the standard error over seeds; in brackets before finetuning (after "
-        "recalibration). The best of a column in bold. `uniform l1`, `global l1` and `FPGM` are cut by our masks, TP "
+        "finetuning, batch by batch. Accuracy on the whole test set after finetuning, in percent, with the standard "
+        "error over seeds; in brackets before finetuning: after a method's own repair, or else with recalibrated batch "
+        "norms. The best of a column in bold. `uniform l1`, `global l1` and `FPGM` are cut by our masks, TP "
         "is Torch-Pruning; each uses at most the budget, counted independently.",
     ]
     for one in measured(rows):

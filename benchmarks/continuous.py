@@ -89,6 +89,7 @@ class Run:
         recovery = qp.Recovery(
             validation=validation,
             train=self.setting.loader(1000 + self.seed, self.options.batches),
+            repair="batch_norm",
             batches=20,
             epochs=self.options.finetune,
             config=replace(self.setting.recipe, seed=1000 + self.seed),
@@ -96,7 +97,7 @@ class Run:
         call: dict[str, Any] = {"budgets": budgets, "recovery": recovery, "time_limit": 20.0}
         if arm in ("exact", "top-k"):
             model, training = self._without_penalty(), None
-            call["solver"] = "auto" if arm == "exact" else TOP_K
+            call |= {"importance": qp.Magnitude(), "solver": "auto" if arm == "exact" else TOP_K}
         else:
             model, training = self.setting.model, self._training(arm)
         _, report = qp.prune(model, self.setting.example, training=training, **call)

@@ -1,12 +1,13 @@
 """Seconds to trace, group and prune torchvision's models, ours against Torch-Pruning's, in one process.
 
-    python -m benchmarks.rival_tracing [--models GLOB ...] [--limit 30]
+    python -m benchmarks.rival_tracing [--models GLOB ...] [--limit 30] [--again]
 
 Both prune to about half the multiply-adds and are handed the same network. Ours is ``trace``, a score and a solve by
 ``block_coordinate`` to exactly half, and a cut copy, not verified: a rewritten graph where a forward pass of the cut
 modules fails, which is tried. Theirs is the dependency graph and one step of ``MagnitudePruner`` at a uniform ratio,
 with the options that its documentation asks for. *Through* means that a forward pass of the result gives outputs of the
-right shape. Seconds are processor seconds of one thread; a side that takes longer than the limit is stopped.
+right shape. Seconds are processor seconds of one thread; a side that takes longer than the limit is stopped. Networks
+that are recorded are not run again without ``--again``.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ import torch
 from torch import nn
 
 import qcqp_prune as qp
-from benchmarks.recording import library_commit, record
+from benchmarks.recording import library_commit, record, recorded
 from benchmarks.zoo import cases
 from qcqp_prune.apply.rewrite import rewritten
 from qcqp_prune.apply.surgery import copied, cut
 from qcqp_prune.graph.export import export
+
+NAME = "rival_tracing"
 
 RATIO = 0.3
 """Of channels that Torch-Pruning removes everywhere; 0.7 squared of the multiply-adds of dense layers remain."""
@@ -52,11 +55,14 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["*"], metavar="GLOB")
     parser.add_argument("--limit", type=float, default=30.0, help="processor seconds of a side")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--dry", action="store_true")
     options = parser.parse_args()
     _warm_up()
-    rows: list[dict[str, Any]] = []
     for case in cases("torchvision", tuple(options.models)):
+        others = [row for row in recorded(NAME) if row["model"] != case.name]
+        if len(others) < len(recorded(NAME)) and not (options.again or options.dry):
+            continue
         torch.manual_seed(0)
         model, x = case.build().eval(), case.inputs()  # what the weights are changes no time
         dense = qp.Macs().measure(model, x)
@@ -68,10 +74,10 @@ def main() -> None:
         }
         for name, side in SIDES.items():
             row[name] = measured(side, model, x, dense, options.limit)
-        rows.append(row)
         print(row, flush=True)
         if not options.dry:
-            record("rival_tracing", rows, packages=("torchvision", "torch-pruning"))
+            rows = sorted([*others, row], key=lambda r: str(r["model"]))
+            record(NAME, rows, packages=("torchvision", "torch-pruning"))
 
 
 def _warm_up() -> None:

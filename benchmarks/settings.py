@@ -26,6 +26,8 @@ from qcqp_prune.train import FinetuneConfig, finetune
 DENSE = ROOT / ".cache" / "dense"
 CALIBRATION = 2500
 """Training images that selections and recalibration may look at, the same for everyone."""
+HELD_OUT = 1000
+"""Further ones, on which predictions of the loss are checked."""
 
 
 class Some:
@@ -89,8 +91,15 @@ class Setting:
 
     def calibration(self) -> BatchLoader:
         """Training images as they are, always the same ones in the same order."""
+        return self._drawn(0, CALIBRATION)
+
+    def held_out(self) -> BatchLoader:
+        """Training images that the calibration has not, always the same ones."""
+        return self._drawn(CALIBRATION, CALIBRATION + HELD_OUT)
+
+    def _drawn(self, start: int, stop: int) -> BatchLoader:
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(0))
-        return self.data.train.select(order[:CALIBRATION]).loader(250)
+        return self.data.train.select(order[start:stop]).loader(250)
 
 
 def small_vgg() -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Write docs/results.md and docs/compatibility.md from the committed results files.
+"""Write docs/results.md, docs/compatibility.md and measured parts of docs/concepts.md from the committed results files.
 
 python -m benchmarks.tables
 """
@@ -6,21 +6,33 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy_tables, compatibility_page, continuous_tables, rival_tracing_table
+from benchmarks import (
+    accuracy_tables,
+    compatibility_page,
+    continuous_tables,
+    gradual_table,
+    objectives_tables,
+    rival_tracing_table,
+)
 from benchmarks.growth import exponent
 from benchmarks.plot import Series, log_log
 from benchmarks.recording import RESULTS, recorded
 
 PAGE = RESULTS.parent.parent / "docs" / "results.md"
 COMPATIBILITY = PAGE.parent / "compatibility.md"
+CONCEPTS = PAGE.parent / "concepts.md"
 PLOT = PAGE.parent / "growth.svg"
+MEASURED = re.compile(r"(?<=<!-- measured: objectives -->\n).*?(?=<!-- end -->)", re.DOTALL)
+"""The part of docs/concepts.md that is made from a results file; nothing where it was not measured."""
 
 
 def main() -> None:
-    for path, text in ((PAGE, page()), (COMPATIBILITY, compatibility_page.page())):
+    pages = ((PAGE, page()), (COMPATIBILITY, compatibility_page.page()), (CONCEPTS, concepts()))
+    for path, text in pages:
         path.write_text(text)
         print("written:", path)
     for path, plot in plots().items():
@@ -35,8 +47,10 @@ def page() -> str:
         "This page is made by `python -m benchmarks.tables` from the files in `benchmarks/results/`. Each section "
         "names the command that measured it.",
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
+        _section("What each objective does to a network", "objectives", objectives_tables.table),
         _section("Accuracy at equal multiply-adds", "accuracy", accuracy_tables.table),
         _section("Table 2 of the discrete-QCQP paper", "published_table2", accuracy_tables.published),
+        _section("At once and in rounds", "gradual", gradual_table.table),
         _section("Certified gaps", "certified_gaps", _gaps),
         _section("Against rivals", "rivals", _rivals),
         _section("Residual branches that go as a whole", "blocks", _blocks),
@@ -49,6 +63,12 @@ def page() -> str:
         _section("Random networks", "random_graphs", _random_graphs),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def concepts() -> str:
+    """docs/concepts.md as it is, with its measured part as the results file has it."""
+    block = objectives_tables.block(recorded("objectives"))
+    return MEASURED.sub(lambda _: block, CONCEPTS.read_text())
 
 
 def _section(title: str, name: str, table: Any) -> str:

@@ -43,6 +43,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.coefficients import LowRank
 from qcqp_prune.program.forms import PairTerm, PairwiseForm
 from qcqp_prune.program.problem import PruningProblem
+from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.resources.accelerator import AcceleratorCycles
 from qcqp_prune.resources.counted import Macs, Memory, Params
 from qcqp_prune.resources.latency import LatencyTable
@@ -79,7 +80,8 @@ if TYPE_CHECKING:
         Random,
         Taylor,
     )
-    from qcqp_prune.pipeline import Recovery, prune
+    from qcqp_prune.pipeline import prune
+    from qcqp_prune.recovery import Recovery
     from qcqp_prune.report import PruneReport
     from qcqp_prune.resources.timing import measure_latency
     from qcqp_prune.train import (
@@ -150,6 +152,7 @@ __all__ = [
     "Random",
     "Recovery",
     "RelaxedMasks",
+    "Rounds",
     "SPRConfig",
     "SolveOptions",
     "SolveReport",
@@ -202,7 +205,7 @@ _LAZY = {
     "PSPConfig": "train",
     "PruneReport": "report",
     "Random": "importance",
-    "Recovery": "pipeline",
+    "Recovery": "recovery",
     "SPR": "train",
     "SPRConfig": "train",
     "Taylor": "importance",

@@ -47,11 +47,12 @@ class Training:
             the method's strength.
         bounds: for SPR, ``M`` of each layer, as for ``SPR``.
         layers: names or globs of the layers that are regularised; the method's own choice where None.
-        config: the recipe.
+        config: the recipe. With ``distillation`` the network that was handed in is the teacher.
         checkpoint: a file from which a killed training goes on.
 
     Raises:
-        InvalidOptionError: epochs is not positive, structures of PSP are no units, or bounds are given for PSP.
+        InvalidOptionError: epochs is not positive, weights are averaged, structures of PSP are no units, or bounds are
+            given for PSP.
     """
 
     loader: Loader
@@ -66,6 +67,10 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InvalidOptionError(f"epochs is {self.epochs}: give a positive number")
+        if self.config.ema:
+            raise InvalidOptionError(
+                f"ema is {self.config.ema}: in an average nothing has vanished; average in the finetuning after the cut"
+            )
         if isinstance(self.method, PSPConfig):
             if self.method.structure != "channel":
                 raise InvalidOptionError(
@@ -106,6 +111,8 @@ def train_regularised(
     training: Training,
     budgets: Budgets | None,
     resources: Sequence[Resource] = (),
+    *,
+    teacher: nn.Module | None = None,
 ) -> Trained:
     """Train a network in place under a regulariser, with prices that follow the budgets where it says so.
 
@@ -115,6 +122,7 @@ def train_regularised(
         training: what to do.
         budgets: what ``control`` follows.
         resources: further resources.
+        teacher: for ``config.distillation``.
 
     Raises:
         QcqpPruneError: see ``SPR``, ``PSP``, ``BudgetController`` and ``finetune``.
@@ -134,6 +142,7 @@ def train_regularised(
         config=training.config,
         checkpoint=training.checkpoint,
         regularizer=method if control is None else control,
+        teacher=teacher if training.config.distillation else None,
     )
     own = by_unit(graph, method.unit_of, method.indicators())
     values = own if control is None else control.presence()

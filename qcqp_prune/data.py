@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -174,6 +174,19 @@ def augmented(images: Tensor, augmentation: Augmentation, generator: torch.Gener
 def epoch_seed(seed: int, epoch: int) -> int:
     """Return one 63-bit seed for a pair, so that neighbouring seeds and epochs share no random stream."""
     return int(np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_epoch(loader: Any, seed: int, epoch: int) -> None:
+    """Make what an epoch draws depend on `(seed, epoch)` alone, whatever ran before it."""
+    value = epoch_seed(seed, epoch)
+    torch.manual_seed(value)
+    sampler = getattr(loader, "sampler", None)
+    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(value)
+        if callable(set_epoch := getattr(owner, "set_epoch", None)):
+            set_epoch(epoch)
 
 
 def cifar10(root: StrPath) -> DataSplit:

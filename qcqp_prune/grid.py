@@ -9,18 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qcqp_prune.continuous import Training
 from qcqp_prune.errors import InvalidOptionError, PlanError
 from qcqp_prune.graph.inputs import ExampleInputs
-from qcqp_prune.pipeline import Recovery, prune
+from qcqp_prune.pipeline import prune
+from qcqp_prune.recovery import Recovery
 from qcqp_prune.report import Accuracy, PruneReport
 from qcqp_prune.solve.options import SolveOptions
-from qcqp_prune.storage import StrPath, digest_of, read_json, require_file_place, sha256, write_json
+from qcqp_prune.storage import StrPath, read_json, require_file_place, write_json
 from qcqp_prune.train import FinetuneConfig, SPRConfig
 from qcqp_prune.train.batches import length_of
+from qcqp_prune.train.checkpoint import state_digest
 
 SCHEMA_VERSION = 1
 FORMAT = "qcqp-prune sweep"
@@ -137,14 +138,20 @@ def _identity(
     method = {k: v for k, v in asdict(training.method).items() if k not in ("strength", "alpha")}
     bounds = training.bounds
     plain = {
-        "weights": _weights(model),
+        "weights": state_digest(model),
         "method": method,
         "epochs": training.epochs,
         "batches": length_of(training.loader),
         "recipe": _recipe(training.config),
         "layers": training.layers,
-        "bounds": _weights(bounds) if isinstance(bounds, nn.Module) else bounds,
-        "recovery": [recovery.recalibrate, recovery.batches, recovery.epochs, _recipe(recovery.config)],
+        "bounds": state_digest(bounds) if isinstance(bounds, nn.Module) else bounds,
+        "recovery": [
+            recovery.repair,
+            recovery.samples,
+            recovery.batches,
+            recovery.epochs,
+            _recipe(recovery.recipe(model)),
+        ],
         "options": options,
     }
     return dict(json.loads(json.dumps(plain, default=_named)))
@@ -158,13 +165,6 @@ def _named(value: object) -> Any:
 def _recipe(config: FinetuneConfig) -> dict[str, Any]:
     """Where it runs and whether it is watched do not change what it computes."""
     return {k: v for k, v in asdict(config).items() if k not in ("device", "progress")}
-
-
-def _weights(model: nn.Module) -> str:
-    """A digest of the state of a network."""
-    state = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
-    flat = {n: v.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for n, v in state.items()}
-    return digest_of({n: sha256(v.numpy().tobytes()) for n, v in flat.items()})
 
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[tuple[float, float], SweepRow]:

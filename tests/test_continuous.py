@@ -16,9 +16,9 @@ from torch import nn
 import qcqp_prune as qp
 from qcqp_prune.data import digits
 from qcqp_prune.models import DigitsNet
-from qcqp_prune.pipeline import Watcher
 from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.train import PSP
+from qcqp_prune.watch import Watcher
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 CPU = qp.FinetuneConfig(lr=0.05, schedule="constant", device="cpu")
@@ -230,6 +230,23 @@ def test_both_trainings_go_on_after_a_kill(tmp_path: Path, method: Any) -> None:
     assert resumed.regularised.trace == report.regularised.trace
 
 
+def test_the_dense_network_teaches_before_the_cut_and_after_it() -> None:
+    model, calls = net(), list[bool]()
+    before = net()
+
+    def hook(module: nn.Module, _inputs: Any, out: torch.Tensor) -> None:
+        if module is model.stem and len(out) == 64:  # the network itself, not a copy; a batch of training
+            calls.append(module.training)
+
+    model.stem.register_forward_hook(hook)
+    config = replace(CPU, distillation=0.5)
+    training = qp.Training(loader(128), 1, qp.SPRConfig(strength=0.0), None, config=config)
+    recovery = qp.Recovery(train=loader(192), epochs=1, config=config)
+    qp.prune(model, IMAGE, budgets="50%", training=training, recovery=recovery, solver="block_coordinate")
+    assert calls == [False] * 5
+    assert same_weights(model, before)
+
+
 class Unread(list):
     def __iter__(self) -> Iterator[Any]:
         raise AssertionError("the loader was read")
@@ -258,6 +275,8 @@ def test_one_glob_is_a_list_of_one() -> None:
 def test_bad_trainings() -> None:
     with pytest.raises(qp.InvalidOptionError, match="epochs is 0"):
         qp.Training(Unread(), 0)
+    with pytest.raises(qp.InvalidOptionError, match="nothing has vanished"):
+        qp.Training(Unread(), 1, config=qp.FinetuneConfig(ema=0.9))
     with pytest.raises(qp.InvalidOptionError, match=r'PSPConfig\("channel"\)'):
         qp.Training(Unread(), 1, qp.PSPConfig("column"))
     with pytest.raises(qp.InvalidOptionError, match="bounds are for SPR"):

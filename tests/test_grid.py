@@ -82,20 +82,20 @@ def test_each_pair_is_what_prune_gives_by_itself() -> None:
 def test_an_interrupted_sweep_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     whole = plain(rows_of(Data()))
-    killed = Data(most=9)  # a pair takes five passes: the second one is interrupted in its fourth epoch
+    killed = Data(most=9)  # a pair takes six passes: the second one is interrupted in its third epoch
     with pytest.raises(KeyboardInterrupt):
         list(rows_of(killed, path))
     assert len(json.loads(path.read_text())["rows"]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
     rest = Data()
     assert plain(rows_of(rest, path)) == whole
-    assert rest.passes == 3 * 5
+    assert rest.passes == 3 * 6
     again = Data()
     assert plain(rows_of(again, path)) == whole
     assert again.passes == 0
     # A larger grid keeps what is there.
     assert len(list(rows_of(again, path, alphas=(0.1, 0.6, 0.9)))) == 6
-    assert again.passes == 2 * 5
+    assert again.passes == 2 * 6
 
 
 def test_the_results_of_another_sweep_are_left_alone(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 
 import qcqp_prune as qp
 from qcqp_prune import errors
-from qcqp_prune.pipeline import Watcher, describe
+from qcqp_prune.pipeline import describe
+from qcqp_prune.watch import Watcher
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -106,15 +107,13 @@ def test_with_data_accuracy_is_measured_at_each_step() -> None:
     )
     accuracy = report.accuracy
     assert accuracy.samples == 128
-    assert all(
-        0 <= a <= 1 for a in (accuracy.dense, accuracy.pruned, accuracy.recalibrated, accuracy.finetuned)
-    )
+    assert all(0 <= a <= 1 for a in (accuracy.dense, accuracy.pruned, accuracy.repaired, accuracy.finetuned))
     assert len(report.training["epochs"]) == 2
     assert report.solve.seed == 3
     assert [s for s in seen if ":" in s] == [
         "dense: 128",
         "pruned: 128",
-        "recalibrated: 128",
+        "repaired: 128",
         "finetuned: 128",
     ]
     assert [s for s in seen if ":" not in s and s != "evaluate"] == [
@@ -122,20 +121,43 @@ def test_with_data_accuracy_is_measured_at_each_step() -> None:
         "score",
         "solve",
         "shrink",
-        "recalibrate",
+        "repair",
         "finetune",
     ]
 
 
-def test_without_batch_norm_nothing_is_recalibrated() -> None:
+def test_a_repair_is_what_was_asked_for() -> None:
     data = batches()
     plain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    _, report = qp.prune(
-        plain, torch.zeros(1, 8), budgets="60%", recovery=qp.Recovery(validation=data, train=data)
-    )
-    assert report.accuracy.pruned is not None
-    assert report.accuracy.recalibrated is None
-    assert report.accuracy.finetuned is None
+
+    def repaired(repair: str | None, network: nn.Module = plain) -> tuple[float | None, str]:
+        recovery = qp.Recovery(validation=data, train=data, repair=repair)
+        _, report = qp.prune(
+            network, torch.zeros(1, 8), budgets="60%", importance=qp.Magnitude(), recovery=recovery
+        )
+        assert report.accuracy.pruned is not None
+        assert report.accuracy.finetuned is None
+        return report.accuracy.repaired, report.repair
+
+    fitted, words = repaired("reconstruct")
+    assert fitted is not None
+    assert words == "least squares: 2 layers on 128 samples"
+    assert repaired("means")[1] == "their means: 2 layers on 128 samples"
+    assert repaired("batch_norm") == (None, "")  # there is none
+    assert repaired("batch_norm", model())[1].endswith("batch norms on 128 samples")
+    assert repaired(None) == (None, "")
+    with pytest.raises(qp.InvalidOptionError, match="reconstruct, means, batch_norm"):
+        qp.Recovery(repair="bn")
+
+
+def test_the_default_objective_looks_at_data_where_there_is_some() -> None:
+    data = batches()
+    _, report = qp.prune(model(), torch.zeros(1, 8), budgets="60%", recovery=qp.Recovery(train=data))
+    assert report.importance == "Calibrated"
+    assert qp.PruneReport.from_json(report.to_json()).repair == report.repair != ""
+    _, report = qp.prune(model(), torch.zeros(1, 8), budgets="60%")
+    assert report.importance == "Magnitude(paper)"
+    assert report.repair == ""
 
 
 def test_finetuning_without_data_is_refused() -> None:

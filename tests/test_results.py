@@ -11,7 +11,9 @@ import pytest
 
 from benchmarks import compatibility_page
 from benchmarks.growth import exponent
-from benchmarks.tables import COMPATIBILITY, page, plots
+from benchmarks.objectives import BUDGETS, DEFAULT, OBJECTIVES
+from benchmarks.objectives_tables import correlations
+from benchmarks.tables import COMPATIBILITY, CONCEPTS, concepts, page, plots
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_results_page_is_made_from_the_results_files() -> None:
     assert (ROOT / "docs" / "results.md").read_text() == page()
     assert {path: path.read_text() for path in (ROOT / "docs").glob("*.svg")} == plots()
+
+
+def test_measured_parts_of_the_concepts_are_made_from_the_results_files() -> None:
+    assert CONCEPTS.read_text() == concepts()
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmarks" / "results").glob("*.json")))
@@ -94,3 +100,21 @@ def test_every_network_of_the_matrix_is_verified_or_says_why_not() -> None:
         assert row["seconds"]["trace"] <= 60, where
         assert row["commit"], where
         assert row["version"], where
+
+
+def test_the_objective_that_predicts_and_its_repair_keep_accuracy_without_finetuning() -> None:
+    rows = [row for row in _recorded("objectives") if row["part"] == "selections"]
+    assert {(row["objective"], row["budget"]) for row in rows} == {
+        (o, b) for o in OBJECTIVES for b in BUDGETS
+    }
+    reached = {row["budget"]: row["accuracy"]["reconstructed"] for row in rows if row["objective"] == DEFAULT}
+    assert reached["75%"] >= 0.90
+    assert reached["50%"] >= 0.84
+    for row in rows:
+        assert row["macs"]["used"] <= row["macs"]["limit"]
+
+
+def test_predicted_loss_ranks_masks_as_measured_loss_does() -> None:
+    number, found = correlations(_recorded("objectives"))[f"random units and the best by {DEFAULT}"]
+    assert number >= 30
+    assert found[DEFAULT, "reconstructed"] >= 0.8

@@ -104,6 +104,40 @@ def cut(model: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
     put_uneven(model)
 
 
+@torch.no_grad()
+def put_back(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> None:
+    """Give a network the weights of the smaller one that was cut from it, in place, where they were cut from.
+
+    What was removed is left as it is: cut by the same masks, or by masks that keep less, the network is the smaller one
+    with the weights that it has now.
+
+    Args:
+        model: the module that ``small`` was cut from; of either realisation.
+        small: the smaller network, which may have been trained since.
+        graph: the channel graph of ``model``.
+        flat: ``(unit_count,) bool``, the masks that ``small`` was cut with.
+
+    Raises:
+        MaskMismatchError: the smaller network does not have the shapes that the masks say.
+    """
+    whole, parts = (
+        dict(m.named_parameters(remove_duplicate=False)) | dict(m.named_buffers(remove_duplicate=False))
+        for m in (model, small)
+    )
+    gone = graph.removed_tensors(flat)
+    for spec in (spec for spec in graph.tensors if spec.name not in gone):
+        tensor, part = whole[spec.name], parts.get(spec.name)
+        places = kept_part(graph, spec, torch.arange(tensor.numel()).reshape(spec.shape), flat)
+        if part is None or part.shape != places.shape:
+            found = (
+                "is missing" if part is None else f"has shape {tuple(part.shape)}, not {tuple(places.shape)}"
+            )
+            raise MaskMismatchError(f"{spec.name} {found}: give the network that these masks made")
+        entries = tensor.detach().flatten().clone()
+        entries[places.flatten().to(tensor.device)] = part.detach().flatten().to(tensor)
+        tensor.copy_(entries.reshape(spec.shape))
+
+
 def sparse_kernel(graph: ChannelGraph, spec: TensorSpec, flat: BoolArray) -> BoolArray | None:
     """Which columns each kept filter has, ``(kept filters, kernel positions)``; None where all have all."""
     if spec.columns is None:

@@ -13,6 +13,7 @@ from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
 from qcqp_prune.cli.sections import read_section, require_known, with_environment
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.program.problem import Resource, all_resources, parse_budgets
+from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.train import Control, FinetuneConfig, PSPConfig, SPRConfig
 
 
@@ -84,17 +85,21 @@ class TrainingSection:
 
     Attributes:
         epochs: 0 for no training.
-        recalibrate: whether batch norms get their statistics anew after cutting.
-        batches: how many batches that takes at most.
+        repair: what is done after cutting without training, as for ``Recovery``, or ``none``.
+        samples: how many ``reconstruct`` and ``means`` take at most.
+        batches: how many batches ``batch_norm`` takes at most.
         checkpoint: a file from which a killed run goes on.
         recipe: the rest of the keys.
+        given: names of those that are in the file; in ``[finetune]`` the others are those recommended for the network.
     """
 
     epochs: int = 0
-    recalibrate: bool = True
+    repair: Literal["reconstruct", "means", "batch_norm", "none"] = "reconstruct"
+    samples: int = 2_500
     batches: int | None = None
     checkpoint: str | None = None
     recipe: FinetuneConfig = field(default_factory=FinetuneConfig)
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ class RunConfig:
         sweep: pairs of strength and alpha to try; None without.
         budgets: None where that goes by its rule alone.
         importance: None for the default.
+        rounds: of gradual pruning; None to prune at once.
         finetune: what follows the cut.
     """
 
@@ -184,6 +190,7 @@ class RunConfig:
     importance: ImportanceSection | None
     solver: SolverSection
     shrink: ShrinkSection
+    rounds: Rounds | None
     finetune: TrainingSection
     output: OutputSection
 
@@ -205,6 +212,7 @@ SECTIONS = (
     "importance",
     "solver",
     "shrink",
+    "rounds",
     "finetune",
     "output",
 )
@@ -253,6 +261,7 @@ def read_config(path: Path) -> RunConfig:
         ),
         solver=read_section(SolverSection, tables.get("solver", {}), "solver"),
         shrink=read_section(ShrinkSection, tables.get("shrink", {}), "shrink"),
+        rounds=read_section(Rounds, tables["rounds"], "rounds") if "rounds" in tables else None,
         finetune=_training(tables.get("finetune", {}), "finetune", FinetuneConfig()),
         output=read_section(OutputSection, tables.get("output", {}), "output"),
     )
@@ -272,13 +281,13 @@ def _training(table: object, where: str, base: FinetuneConfig) -> TrainingSectio
     """Keys of the section and keys of the recipe stand side by side in the file."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"[{where}] is {table!r}: write a table of key = value")
-    own = {"epochs", "recalibrate", "batches", "checkpoint"} if where == "finetune" else {"epochs"}
+    own = {"epochs", "repair", "samples", "batches", "checkpoint"} if where == "finetune" else {"epochs"}
     keys = [*sorted(own), *FinetuneConfig.__dataclass_fields__]
     for key in table:
         require_known(key, keys, f"key {key!r} in [{where}]")
     recipe = read_section(FinetuneConfig, {k: v for k, v in table.items() if k not in own}, where, base=base)
     mine = read_section(TrainingSection, {k: v for k, v in table.items() if k in own}, where)
-    return TrainingSection(mine.epochs, mine.recalibrate, mine.batches, mine.checkpoint, recipe)
+    return replace(mine, recipe=recipe, given=tuple(k for k in table if k not in own))
 
 
 def _regularised(table: object) -> RegularisedSection:
@@ -315,10 +324,13 @@ def _regularised(table: object) -> RegularisedSection:
 
 
 def _require_data(config: RunConfig) -> None:
-    """Refuse training and scores that need data where none is named."""
+    """Refuse rounds beside a training, and training and scores that need data where none is named."""
+    if config.rounds is not None and config.training.method != "none":
+        raise ConfigError("[rounds] and [training] at once: leave one of them out")
     if config.data.name != "none":
         return
     wants = [f"[{n}] epochs" for n in ("pretrain", "finetune") if getattr(config, n).epochs]
+    wants += ["[rounds] epochs"] if config.rounds is not None and config.rounds.epochs else []
     wants += ["[training]"] if config.training.method != "none" else []
     scored = config.importance
     wants += [f"[importance] {scored.name}"] if scored and scored.name in NEED_DATA else []

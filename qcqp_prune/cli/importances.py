@@ -9,6 +9,7 @@ from qcqp_prune.cli.arguments import nearest
 from qcqp_prune.errors import ConfigError
 
 Name = Literal[
+    "calibrated",
     "magnitude",
     "batch_norm_scale",
     "geometric_median",
@@ -28,7 +29,7 @@ VARIANTS = {
     "output_change": ("raw", "centred"),
 }
 """Of each importance that has some, the default first."""
-NEED_DATA = ("taylor", "fisher", "neuron_sensitivity", "activation", "output_change")
+NEED_DATA = ("calibrated", "taylor", "fisher", "neuron_sensitivity", "activation", "output_change")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ImportanceSection:
     Attributes:
         name: of the criterion.
         variant: one of its own, see ``VARIANTS``; the first where None.
-        batches: of training data, for those that need data.
+        batches: of training data, for those that need data; ``calibrated`` takes samples as it needs them.
         seed: of ``random``.
         normalise: what is brought to one scale; see ``qcqp_prune.Normalised``.
         concave: the power of ``qcqp_prune.Concave``, applied last; None without.

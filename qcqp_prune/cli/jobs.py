@@ -98,5 +98,9 @@ def _demo_config(budget: str, seed: int) -> RunConfig:
         data=replace(config.data, seed=seed),
         solver=replace(config.solver, seed=seed),
         pretrain=replace(config.pretrain, recipe=replace(config.pretrain.recipe, seed=seed)),
-        finetune=replace(config.finetune, recipe=replace(config.finetune.recipe, seed=seed)),
+        finetune=replace(
+            config.finetune,
+            recipe=replace(config.finetune.recipe, seed=seed),
+            given=(*config.finetune.given, "seed"),
+        ),
     )

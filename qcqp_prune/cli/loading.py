@@ -25,6 +25,7 @@ from qcqp_prune.errors import ConfigError, ModelLoadError, QcqpPruneError
 from qcqp_prune.importance import (
     Activation,
     BatchNormScale,
+    Calibrated,
     Concave,
     Fisher,
     GeometricMedian,
@@ -186,6 +187,8 @@ def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
             raise ConfigError(
                 f"importance {wanted.name} needs data: name a data set in a config file, or choose magnitude"
             )
+        if wanted.name == "calibrated":
+            return Calibrated(loader)
         batches = list(itertools.islice(iter(loader), wanted.batches))
         if wanted.name == "taylor":
             return Taylor(batches, form=form)

@@ -22,7 +22,8 @@ from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.grid import SweepRow, sweep
-from qcqp_prune.pipeline import Recovery, Watcher, prune
+from qcqp_prune.pipeline import prune
+from qcqp_prune.recovery import Recovery
 from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.report.terminal import report_view
 from qcqp_prune.solve.backend import get_backend
@@ -31,12 +32,13 @@ from qcqp_prune.solve.result import TracePoint
 from qcqp_prune.storage import require_file_place
 from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
 from qcqp_prune.train.batches import Loader
+from qcqp_prune.watch import Watcher
 
 _SAYS = {
     "score": "scoring its channels",
     "solve": "solving",
     "shrink": "cutting and verifying",
-    "recalibrate": "recalibrating batch norms",
+    "repair": "repairing the smaller network",
     "evaluate": "measuring accuracy",
 }
 
@@ -57,14 +59,20 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     require_place(output / "model")
     require_file_place(output / "report.json")
     if certificate is not None:
+        if config.rounds is not None and config.rounds.count > 1:
+            raise ConfigError(
+                "a certificate is of one problem, and in rounds each bound is of what the round before left: leave "
+                "--certificate or [rounds] out"
+            )
         require_file_place(certificate)
     options = _options(config)
     train, validation = _data(config)
     wanted = config.importance
     importance = None if wanted is None else make_importance(wanted, train)
     training = _training(config, train)
-    recovery = _recovery(config, train, validation)
-    model = _dense(config, train)
+    model = _built(config)
+    recovery = _recovery(config, model, train, validation)
+    _pretrain(config, model, train)
     with Spinner().running() as spinner, TraceBar().closing() as bar:
         small, report = prune(
             model,
@@ -75,6 +83,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             resources=config.resources.made(config.folder),
             solver=config.solver.name,
             **vars(config.trace),
+            rounds=config.rounds,
             realisation=config.shrink.realisation,
             options=options,
             recovery=recovery,
@@ -105,13 +114,16 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
     train, validation = _data(config)
     training = _training(config, train)
     assert training is not None  # a configuration with a method has data
+    model = _built(config)
+    recovery = _recovery(config, model, train, validation)
+    _pretrain(config, model, train)
     return sweep(
-        _dense(config, train),
+        model,
         example_input(config.input.shape, config.input.dtype),
         training,
         strengths=wishes.strengths,
         alphas=wishes.alphas,
-        recovery=_recovery(config, train, validation),
+        recovery=recovery,
         results=results,
         budgets=config.budgets,
         resources=config.resources.made(config.folder),
@@ -129,19 +141,22 @@ def _data(config: RunConfig) -> tuple[Loader | None, Loader | None]:
     return loaders(split, config.data.batch_size, augment=config.data.augment, seed=config.data.seed)
 
 
-def _dense(config: RunConfig, train: Loader | None) -> nn.Module:
-    """The network to prune, trained first where the configuration says so."""
+def _built(config: RunConfig) -> nn.Module:
+    """The network of the configuration, with its weights where it has some."""
     weights = None if config.model.weights is None else config.path(config.model.weights)
     source = config.model.source
     file, _, name = source.rpartition(":")
     if file.endswith(".py"):
         source = f"{config.path(file)}:{name}"
-    model = build_model(source, config.model.kwargs, weights, seed=config.model.seed)
+    return build_model(source, config.model.kwargs, weights, seed=config.model.seed)
+
+
+def _pretrain(config: RunConfig, model: nn.Module, train: Loader | None) -> None:
+    """Train the network before it is pruned, where the configuration says so."""
     if config.pretrain.epochs and train is not None:
         _rehearse(config, model)
         OUT.print(f"training {type(model).__name__} for {config.pretrain.epochs} epochs", highlight=False)
         finetune(model, train, epochs=config.pretrain.epochs, config=_shown(config.pretrain.recipe))
-    return model
 
 
 def _rehearse(config: RunConfig, model: nn.Module) -> None:
@@ -186,15 +201,20 @@ def _options(config: RunConfig) -> SolveOptions:
     return base if wishes.gap_limit is None else replace(base, gap_limit=wishes.gap_limit)
 
 
-def _recovery(config: RunConfig, train: Loader | None, validation: Loader | None) -> Recovery:
+def _recovery(
+    config: RunConfig, model: nn.Module, train: Loader | None, validation: Loader | None
+) -> Recovery:
     wishes = config.finetune
+    recipe = FinetuneConfig.recommended(model)
+    recipe = replace(recipe, **{name: getattr(wishes.recipe, name) for name in wishes.given})
     return Recovery(
         validation=validation,
         train=train,
-        recalibrate=wishes.recalibrate,
+        repair=None if wishes.repair == "none" else wishes.repair,
+        samples=wishes.samples,
         batches=wishes.batches,
         epochs=wishes.epochs,
-        config=_shown(wishes.recipe),
+        config=_shown(recipe),
         checkpoint=None if wishes.checkpoint is None else config.path(wishes.checkpoint),
     )
 
@@ -252,6 +272,10 @@ class _ConsoleWatcher(Watcher):
 
     def progress(self, point: TracePoint) -> None:
         self._spinner.progress(point)
+
+    def round(self, number: int, count: int) -> None:
+        self._spinner.pause()
+        OUT.print(f"round {number} of {count}", highlight=False)
 
     def trained(self, training: Regularised) -> None:
         end = f", relaxed budgets exceeded by {training.trace[-1].violation:.2%}" if training.trace else ""

@@ -25,11 +25,14 @@ from qcqp_prune.importance.layerwise import weight_tensors
 from qcqp_prune.importance.patches import write_matrix
 from qcqp_prune.importance.producers import producing_costs
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
-from qcqp_prune.importance.samples import samples_of
+from qcqp_prune.importance.samples import first, samples_of
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
 logger = logging.getLogger(__name__)
+
+_WORK, _FEWEST, _MOST = 1.5e12, 64, 1_000
+"""Multiply-adds of all trials together, and limits of the samples that they are made on."""
 
 _LEAST = 1e-6
 """A share of the largest worth that every unit has at least: what costs nothing measurable stays where it may."""
@@ -59,7 +62,8 @@ class Calibrated:
         batches: pairs of (inputs, targets); iterated once, as far as ``samples`` goes.
         loss: ``loss(model(inputs), targets)``, a mean over samples; cross-entropy when None.
         samples: how many the second moments are taken over.
-        trials: on how many of them the loss is measured.
+        trials: on how many of them the loss is measured; None for as many as 1.5e12 multiply-adds take in all trials
+            together (about a minute of one core), but 64 at least and 1,000 at most.
         ratios: shares of each group that are removed in turn, ascending.
         ridge: of the least squares, as a share of the mean second moment.
         seed: of what is drawn.
@@ -71,11 +75,11 @@ class Calibrated:
 
     batches: Iterable[Any] = field(repr=False)
     loss: Loss | None = None
-    samples: int = 2_500
-    trials: int = 1_000
+    samples: int = field(default=2_500, repr=False)
+    trials: int | None = field(default=None, repr=False)
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
-    ridge: float = 1e-2
-    seed: int = 0
+    ridge: float = field(default=1e-2, repr=False)
+    seed: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if (
@@ -84,7 +88,7 @@ class Calibrated:
             or list(self.ratios) != sorted(self.ratios)
         ):
             raise InvalidOptionError(f"ratios is {self.ratios}: give shares between 0 and 1, ascending")
-        if self.samples < 1 or self.trials < 1:
+        if self.samples < 1 or (self.trials is not None and self.trials < 1):
             raise InvalidOptionError(
                 f"samples is {self.samples} and trials {self.trials}: give positive numbers"
             )
@@ -100,16 +104,16 @@ class Calibrated:
         """
         weight_tensors(model, graph)
         device = next(model.parameters()).device
-        inputs, targets = samples_of(self.batches, self.samples, device, "Calibrated")
+        inputs, targets = samples_of(
+            self.batches, graph, self.samples, device, seed=self.seed, who="Calibrated"
+        )
         observed = Observed(model, graph)
         found = readers(observed, inputs, seed=self.seed)
         curvatures(observed, inputs, found, seed=self.seed)
         cuts = list(self._cuts(graph, observed, found))
         del found
-        few = max(1, min(len(inputs), round(self.trials / len(targets[0]))))
-        losses = _Trials(observed, self.loss or nn.functional.cross_entropy, inputs[:few], targets[:few]).run(
-            cuts
-        )
+        tried = first(inputs, targets, self.trials or _affordable(graph, cuts))
+        losses = _Trials(observed, self.loss or nn.functional.cross_entropy, *tried).run(cuts)
         return _form(graph, cuts, losses)
 
     def _cuts(self, graph: ChannelGraph, observed: Observed, found: Mapping[Key, Reader]) -> Iterator[Cut]:
@@ -241,14 +245,15 @@ class _Trials:
         with torch.no_grad():
             steps = self._observed.steps(self._inputs)
             base = self._mean(steps.fork({}).results())
-            first: dict[str, tuple[int, Node]] = {}
+            read_first: dict[str, tuple[int, Node]] = {}
             for place, node in enumerate(steps.followed.program.graph.nodes):
                 for source in node.all_input_nodes:
                     if source in steps.followed.state:
-                        first.setdefault(steps.followed.state[source], (place, node))
+                        read_first.setdefault(steps.followed.state[source], (place, node))
             starts: dict[Node, list[int]] = defaultdict(list)
             for k, cut in enumerate(cuts):
-                read = [first[name] for name in cut.touches(self._observed.graph) if name in first]
+                names = cut.touches(self._observed.graph)
+                read = [read_first[name] for name in names if name in read_first]
                 if read:
                     starts[min(read, key=lambda x: x[0])[1]].append(k)
             found: list[dict[int, float]] = [{} for _ in cuts]
@@ -270,6 +275,16 @@ class _Trials:
                 f"the loss on the calibration data is {mean}: check the loss, the data and the weights"
             )
         return mean
+
+
+def _affordable(graph: ChannelGraph, cuts: Sequence[Cut]) -> int:
+    """Samples for all trials; a trial takes half a forward pass on average, as it branches off on the way."""
+    axes = graph.axes
+    macs = sum(
+        x.macs_per_pair * len(axes[x.made_axis]) * len(axes[x.in_axis]) // x.segments for x in graph.layers
+    )
+    passes = 1 + sum(len(cut.counts) for cut in cuts) / 2
+    return min(max(int(_WORK / (passes * max(macs, 1))), _FEWEST), _MOST)
 
 
 def _form(graph: ChannelGraph, cuts: Sequence[Cut], losses: Sequence[Mapping[int, float]]) -> PairwiseForm:

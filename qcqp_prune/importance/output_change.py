@@ -44,9 +44,9 @@ class OutputChange:
 
     Attributes:
         batches: pairs of (inputs, targets), of which the inputs are used; iterated once, as far as ``samples`` goes.
-        samples: how many at most.
+        samples: how many at most; fewer where more would take too much memory.
         centred: leave out what a shift of the mean repairs.
-        seed: of the positions that are looked at in large images, and of the random signs that f is estimated with.
+        seed: of the loader, of the positions that are looked at in large images, and of the random signs that f is estimated with.
 
     References:
         Peng et al., "Collaborative channel pruning for deep networks" (ICML 2019), for pairs of channels of one layer;
@@ -74,7 +74,9 @@ class OutputChange:
                 "factor: trace without blocks, or choose Calibrated or Taylor"
             )
         weight_tensors(model, graph)
-        inputs, _ = samples_of(self.batches, self.samples, device_of(model), "OutputChange")
+        inputs, _ = samples_of(
+            self.batches, graph, self.samples, device_of(model), seed=self.seed, who="OutputChange"
+        )
         observed = Observed(model, graph)
         found = readers(observed, inputs, seed=self.seed)
         curvatures(observed, inputs, found, seed=self.seed)

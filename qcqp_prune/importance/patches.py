@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from qcqp_prune.graph.channels import Layer
 from qcqp_prune.graph.walk import argument
+from qcqp_prune.importance.layerwise import own_rows
 
 
 @dataclass(frozen=True)
@@ -82,34 +83,37 @@ class Patches:
         return y.flatten(2)[:, :, positions].transpose(1, 2).reshape(-1, y.shape[1])
 
 
-def as_matrix(layer: Layer, weight: Tensor) -> Tensor:
-    """A layer's own rows of a weight, ``(outputs, columns) float64``; zero between segments of grouped convolutions."""
+def own_matrix(layer: Layer, weight: Tensor) -> Tensor:
+    """A layer's own rows of a weight, ``(outputs, columns of one segment) float64``."""
     if layer.op == "linear_transposed":
         return weight.double().T
-    if layer.rows is not None:
-        weight = weight[slice(*layer.rows)]
-    flat = weight.double().reshape(weight.shape[0], -1)
-    if layer.segments == 1:
-        return flat
-    rows, width = len(flat) // layer.segments, flat.shape[1]
-    whole = flat.new_zeros(layer.segments, rows, layer.segments, width)
-    for s, part in enumerate(flat.chunk(layer.segments)):
+    return own_rows(layer, weight).double().flatten(1)
+
+
+def with_own_matrix(layer: Layer, weight: Tensor, matrix: Tensor) -> Tensor:
+    """The whole weight with other rows of a layer: the inverse of ``own_matrix``."""
+    new = weight.clone()
+    if layer.op == "linear_transposed":
+        return new.copy_(matrix.T)
+    own = own_rows(layer, new)
+    own.copy_(matrix.reshape(own.shape))
+    return new
+
+
+def as_matrix(layer: Layer, weight: Tensor) -> Tensor:
+    """As ``own_matrix`` over the columns of all segments, ``(outputs, columns)``; zero between segments."""
+    own = own_matrix(layer, weight)
+    whole = own.new_zeros(layer.segments, len(own) // layer.segments, layer.segments, own.shape[1])
+    for s, part in enumerate(own.chunk(layer.segments)):
         whole[s, :, s] = part
-    return whole.reshape(len(flat), -1)
+    return whole.reshape(len(own), -1)
 
 
 def write_matrix(layer: Layer, weight: Tensor, matrix: Tensor) -> Tensor:
     """The whole weight with a layer's own rows taken from a matrix: the inverse of ``as_matrix``."""
-    new = weight.clone()
-    if layer.op == "linear_transposed":
-        return new.copy_(matrix.T)
-    own = new if layer.rows is None else new[slice(*layer.rows)]
-    if layer.segments > 1:
-        rows, width = len(matrix) // layer.segments, matrix.shape[1] // layer.segments
-        parts = matrix.reshape(layer.segments, rows, layer.segments, width)
-        matrix = torch.stack([parts[s, :, s] for s in range(layer.segments)])
-    own.copy_(matrix.reshape(own.shape))
-    return new
+    parts = matrix.reshape(layer.segments, len(matrix) // layer.segments, layer.segments, -1)
+    own = torch.cat([parts[s, :, s] for s in range(layer.segments)])
+    return with_own_matrix(layer, weight, own)
 
 
 def _each(value: object, dims: int) -> tuple[int, ...]:

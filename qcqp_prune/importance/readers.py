@@ -15,11 +15,8 @@ from qcqp_prune.graph.observe import Followed, Observed, read_by
 from qcqp_prune.graph.walk import argument, op_name
 from qcqp_prune.importance.patches import Patches, as_matrix
 
-ROWS = 65_536
-"""Rows that second moments are taken over at least, where the data has as many."""
-
-PER_COLUMN = 10
-"""Rows for each column at least."""
+ROWS, PRODUCTS, PER_COLUMN = 65_536, 4e10, 10
+"""Rows that second moments are taken over, as few as so many products take, and those for each column at least."""
 
 LARGEST = 6_144
 """Columns of a weight up to which the products of any two are held; beyond it only the squares are."""
@@ -105,7 +102,7 @@ def readers(observed: Observed, batches: Sequence[Any], *, seed: int = 0) -> dic
                 )
             for read, made in zip(steps[read_by(node)], steps.evaluate(node), strict=True):
                 columns = found[key].weight.shape[1]
-                wanted = -(-max(ROWS, PER_COLUMN * columns) // len(batches))
+                wanted = -(-rows_for(columns) // len(batches))
                 _add(found[key], patches.read(read, patches.draw(made, wanted, generator)))
     return found
 
@@ -157,6 +154,11 @@ def curvatures(
     for reader in found.values():
         assert reader.curvature is not None
         reader.curvature /= max(samples, 1)
+
+
+def rows_for(columns: int) -> int:
+    """Over how many rows second moments of so many columns are taken, where the data has as many."""
+    return max(PER_COLUMN * columns, min(ROWS, int(PRODUCTS / columns**2)))
 
 
 def shift_of(followed: Followed, node: Node) -> tuple[str, int] | None:

@@ -12,35 +12,16 @@ from qcqp_prune.apply.verification import Verification
 from qcqp_prune.errors import PlanError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.masks import Masks
+from qcqp_prune.report.accuracy import Accuracy
 from qcqp_prune.report.budgets import BudgetLine
 from qcqp_prune.report.layers import LayerRow, OtherParameters
 from qcqp_prune.report.regularised import Regularised
+from qcqp_prune.report.rounds import Round
 from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.storage import StrPath, read_json, write_json
 
 SCHEMA_VERSION = 1
 FORMAT = "qcqp-prune report"
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Shares of validation samples classified right, in [0, 1]; None where a step was not taken or there was no data.
-
-    Attributes:
-        dense: before pruning.
-        pruned: directly after it.
-        recalibrated: after batch norms were recalibrated.
-        finetuned: after finetuning.
-        samples: in the validation set.
-        regularised: after training under a regulariser, before anything was cut.
-    """
-
-    dense: float | None = None
-    pruned: float | None = None
-    recalibrated: float | None = None
-    finetuned: float | None = None
-    samples: int | None = None
-    regularised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,16 +32,20 @@ class PruneReport:
         model: class name of the network.
         library: version of this library.
         importance: how units were scored, in words.
-        solve: objective, bound, gap, solver, options, trace and masks.
+        solve: objective, bound, gap, solver, options, trace and masks; in several rounds those of the last, with masks
+            and counts of the network that was traced.
         budgets: every resource, requested, limit, used, slack and attainable.
         layers: before and after, and why not.
         other: parameters that belong to no layer's row.
         verification: what was checked on the smaller network, None where nothing was cut.
         accuracy: where data was given.
-        training: epochs of the finetuning, as ``TrainingHistory.to_dict``; None without.
+        training: epochs of the last finetuning, as ``TrainingHistory.to_dict``; None without.
+        repair: what followed the cut without training, in words; empty without.
+        recipe: of the finetuning, in words; empty without.
         seconds: wall clock of each phase.
         notes: decisions of the extractor and of this job.
         regularised: the training before the cut, None without.
+        rounds: one for each of several rounds, the last included; empty where pruning was at once.
         graph: the channel graph, for ``save``; not written to JSON, the plan holds it.
     """
 
@@ -72,11 +57,14 @@ class PruneReport:
     layers: tuple[LayerRow, ...]
     other: OtherParameters
     verification: Verification | None = None
-    accuracy: Accuracy = Accuracy()
+    accuracy: Accuracy = field(default_factory=Accuracy)
     training: Mapping[str, Any] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     regularised: Regularised | None = None
+    rounds: tuple[Round, ...] = ()
+    repair: str = ""
+    recipe: str = ""
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -114,6 +102,9 @@ class PruneReport:
             "seconds": dict(self.seconds),
             "notes": list(self.notes),
             "regularised": None if self.regularised is None else self.regularised.to_json(),
+            "rounds": [entry.to_json() for entry in self.rounds],
+            "repair": self.repair,
+            "recipe": self.recipe,
         }
 
     @classmethod
@@ -132,7 +123,8 @@ class PruneReport:
                 f"the report has schema {data.get('schema')}, this version reads {SCHEMA_VERSION}: run the job again"
             )
         try:
-            checked, trained = data["verification"], data.get("regularised")  # older reports lack the latter
+            checked = data["verification"]
+            trained, rounds = data.get("regularised"), data.get("rounds", ())  # older reports lack these
             return cls(
                 model=data["model"],
                 library=data["library"],
@@ -147,6 +139,9 @@ class PruneReport:
                 seconds=data["seconds"],
                 notes=tuple(data["notes"]),
                 regularised=None if trained is None else Regularised.from_json(trained),
+                rounds=tuple(Round.from_json(entry) for entry in rounds),
+                repair=data.get("repair", ""),
+                recipe=data.get("recipe", ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, PlanError):

@@ -15,10 +15,12 @@ from rich.text import Text
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.program.relaxed import ControlPoint
+from qcqp_prune.report.accuracy import Accuracy
 from qcqp_prune.report.budgets import BudgetLine, ResourceRange
-from qcqp_prune.report.content import Accuracy, PruneReport
+from qcqp_prune.report.content import PruneReport
 from qcqp_prune.report.layers import LayerRow, OtherParameters
 from qcqp_prune.report.prices import price_lines
+from qcqp_prune.report.rounds import Round
 from qcqp_prune.solve.backend import SolverInfo
 from qcqp_prune.solve.report import SolveReport, Usage
 
@@ -39,8 +41,14 @@ def report_view(report: PruneReport) -> RenderableType:
         parts += lines
     if report.regularised is not None and report.regularised.trace:
         parts.append(control_table(report.regularised.trace))
+    if report.rounds:
+        parts.append(rounds_table(report.rounds))
     if report.accuracy.dense is not None:
         parts.append(accuracy_table(report.accuracy))
+    if report.repair:
+        parts.append(Text(f"repaired by {report.repair}"))
+    if report.recipe:
+        parts.append(Text(f"finetuned by {report.recipe}"))
     parts += [Text(f"note: {note}", style="dim") for note in report.notes]
     return Group(*parts)
 
@@ -213,13 +221,34 @@ def control_table(trace: Sequence[ControlPoint], most: int = 6) -> Table:
     return table
 
 
+def rounds_table(rounds: Sequence[Round]) -> RenderableType:
+    """How several rounds came to the budgets; all counts are of the network that was traced."""
+    limits = list(rounds[0].limits)
+    steps = ("pruned", "repaired", "finetuned")
+    shown = [step for step in steps if any(getattr(r.accuracy, step) is not None for r in rounds)]
+    columns = ["round", *limits, "units", "solver", "gap", "relative error", *shown]
+    rows = [
+        (
+            f"{number} of {len(rounds)}",
+            *(f"{_exact(r.used[name])} of {_exact(r.limits[name])}" for name in limits),
+            _exact(r.kept),
+            r.solver,
+            "" if r.gap is None else f"{r.gap:.3%}",
+            f"{r.verification.max_relative_error:.1e}",
+            *("" if (value := getattr(r.accuracy, step)) is None else f"{value:.2%}" for step in shown),
+        )
+        for number, r in enumerate(rounds, 1)
+    ]
+    return _exact_table("rounds", columns, rows)
+
+
 def accuracy_table(accuracy: Accuracy) -> Table:
     """One column for each step that was taken."""
     steps = {
         "dense": accuracy.dense,
         "regularised": accuracy.regularised,
         "pruned": accuracy.pruned,
-        "batch norms recalibrated": accuracy.recalibrated,
+        "repaired": accuracy.repaired,
         "finetuned": accuracy.finetuned,
     }
     taken = {name: value for name, value in steps.items() if value is not None}

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import nn
 from torch.optim import Optimizer
 
+from qcqp_prune.train.average import WeightAverage
 from qcqp_prune.train.history import EpochRecord
 from qcqp_prune.train.regularizer import Regularizer
 
@@ -26,11 +27,13 @@ class TrainingState:
         epoch: the present one, from 0.
         batch: the present batch of the epoch, from 0.
         batches: batches in an epoch, None where the loader has no length.
-        loss: of the present batch, without the penalty.
+        loss: of the present batch, with distillation and without the penalty.
         records: the epochs done.
         stop: set by a callback to end the run after this epoch.
         regularizer: what is added to the loss, None for nothing.
         penalty: its value before the present batch's step.
+        average: the average of the weights, where there is one; the model holds its own weights.
+        teacher: what the network learns from beside the targets, in eval mode.
     """
 
     model: nn.Module
@@ -44,6 +47,8 @@ class TrainingState:
     stop: bool = False
     regularizer: Regularizer | None = None
     penalty: float = 0.0
+    average: WeightAverage | None = None
+    teacher: nn.Module | None = None
 
 
 class Callback(Protocol):

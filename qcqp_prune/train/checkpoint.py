@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qcqp_prune.errors import TrainingError
+from qcqp_prune.storage import digest_of, sha256
+from qcqp_prune.train.average import WeightAverage
 from qcqp_prune.train.config import FinetuneConfig
 from qcqp_prune.train.history import EpochRecord
 from qcqp_prune.train.regularizer import Regularizer
@@ -25,6 +27,10 @@ _VERSION = 2
 _HEADER, _DIGEST = "qcqp_prune.checkpoint", "qcqp_prune.sha256"
 # Where a run goes on and whether it is watched do not change what it computes.
 _FREE = ("device", "progress")
+_SHORT = {"trained": "other parameters are trained", "teacher": "the teacher is another one"}
+
+Parts = Sequence[Regularizer | WeightAverage]
+"""What a run holds beside model and optimiser."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,16 @@ class RunIdentity:
         epochs: of the whole run; the schedule of the learning rate depends on it.
         trained: names of the parameters that are trained, in the optimiser's order.
         regularizer: what is added to the loss; empty for nothing.
+        teacher: a digest of the teacher's tensors; empty without one.
+        first_epoch: the number that the first epoch draws by.
     """
 
     config: FinetuneConfig
     epochs: int
     trained: tuple[str, ...]
     regularizer: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = ""
+    first_epoch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON gives back unchanged."""
@@ -50,9 +60,18 @@ class RunIdentity:
             "epochs": self.epochs,
             "trained": self.trained,
             "regularizer": dict(self.regularizer),
+            "teacher": self.teacher,
+            "first_epoch": self.first_epoch,
             **config,
         }
         return dict(json.loads(json.dumps(plain)))
+
+
+def state_digest(model: nn.Module) -> str:
+    """A digest of the tensors of a network's state."""
+    state = {n: v for n, v in model.state_dict().items() if isinstance(v, Tensor)}
+    flat = {n: v.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for n, v in state.items()}
+    return digest_of({n: sha256(v.numpy().tobytes()) for n, v in flat.items()})
 
 
 def write_checkpoint(
@@ -61,14 +80,15 @@ def write_checkpoint(
     model: nn.Module,
     optimizer: Optimizer,
     records: list[EpochRecord],
-    regularizer: Regularizer | None = None,
+    parts: Parts = (),
 ) -> None:
     """Write a checkpoint after an epoch: aside first, then renamed, so that a kill leaves the old one whole."""
     tensors: dict[str, Tensor] = {}
     for name, value in _tensor_state(model).items():
         tensors[f"model/{name}"] = _detached(value)
-    for name, value in ({} if regularizer is None else regularizer.state_dict()).items():
-        tensors[f"regularizer/{name}"] = _detached(value)
+    for part in parts:
+        for name, value in part.state_dict().items():
+            tensors[f"{_prefix(part)}{name}"] = _detached(value)
     scalars: dict[str, Any] = {}
     for index, entry in optimizer.state_dict()["state"].items():
         for name, value in entry.items():
@@ -97,9 +117,9 @@ def read_checkpoint(
     identity: RunIdentity,
     model: nn.Module,
     optimizer: Optimizer,
-    regularizer: Regularizer | None = None,
+    parts: Parts = (),
 ) -> list[EpochRecord]:
-    """Fill model and optimiser from a checkpoint, and return the epochs that were done.
+    """Fill model, optimiser and what else there is from a checkpoint, and return the epochs that were done.
 
     Raises:
         TrainingError: the file is corrupt, or belongs to another run; nothing was changed then.
@@ -117,13 +137,15 @@ def read_checkpoint(
             _, index, entry = name.split("/", 2)
             state.setdefault(int(index), {})[entry] = value
     model.load_state_dict(weights)
-    if regularizer is not None:
-        prefix = "regularizer/"
-        regularizer.load_state_dict(
-            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        )
+    for part in parts:
+        prefix = _prefix(part)
+        part.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return [EpochRecord(**record) for record in header["records"]]
+
+
+def _prefix(part: Regularizer | WeightAverage) -> str:
+    return "average/" if isinstance(part, WeightAverage) else "regularizer/"
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -154,12 +176,12 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    # A checkpoint of an older version knows nothing of newer options, which all do nothing by default.
+    found = {**RunIdentity(FinetuneConfig(), 0, ()).to_dict(), **found}
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
         what = "; ".join(
-            "other parameters are trained"
-            if name == "trained"
-            else f"{name} was {found.get(name)!r} and is now {wanted[name]!r}"
+            _SHORT[name] if name in _SHORT else f"{name} was {found.get(name)!r} and is now {wanted[name]!r}"
             for name in different
         )
         raise TrainingError(

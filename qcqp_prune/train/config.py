@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.models import ResNetCifar
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class FinetuneConfig:
         decay: factor at each milestone.
         warmup: epochs over which the learning rate rises linearly from 0; may be a fraction.
         label_smoothing: of the cross-entropy, in [0, 1).
+        distillation: weight w of a teacher in the loss ``(1 - w) CE + w T^2 KL(teacher || network)``, in [0, 1]; with
+            0 there is no teacher.
+        temperature: T, by which both logits are divided in the KL term.
+        ema: the network ends with the exponential moving average of its weights with this decay, in [0, 1); with 0 it
+            ends with the weights themselves. See ``WeightAverage``.
         grad_clip: largest l2 norm of the gradient, None for no limit.
         device: "auto" takes an accelerator where there is one; the model comes back to where it was.
         bfloat16: run the forward pass under bfloat16 autocast.
@@ -36,6 +44,7 @@ class FinetuneConfig:
 
     References:
         Jeong et al.: Optimal channel selection with discrete QCQP, AISTATS 2022, arXiv 2202.12417 (finetuning recipe).
+        Hinton, Vinyals, Dean: Distilling the knowledge in a neural network, 2015, arXiv 1503.02531 (section 2).
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -48,6 +57,9 @@ class FinetuneConfig:
     decay: float = 0.2
     warmup: float = 0.0
     label_smoothing: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 4.0
+    ema: float = 0.0
     grad_clip: float | None = None
     device: str = "auto"
     bfloat16: bool = False
@@ -73,6 +85,9 @@ class FinetuneConfig:
             "decay": (finite(self.decay) and self.decay > 0, "a positive number"),
             "warmup": (finite(self.warmup) and self.warmup >= 0, "a number of epochs from 0 up"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "a number in [0, 1)"),
+            "distillation": (0 <= self.distillation <= 1, "a number in [0, 1]"),
+            "temperature": (finite(self.temperature) and self.temperature > 0, "a positive number"),
+            "ema": (0 <= self.ema < 1, "a number in [0, 1)"),
             "grad_clip": (self.grad_clip is None or self.grad_clip > 0, "None or a positive number"),
         }
         for name, (valid, wanted) in checks.items():
@@ -86,6 +101,35 @@ class FinetuneConfig:
         Chosen on `DigitsNet`, which a larger weight decay than usual keeps from learning its 1,442 images by heart.
         """
         return cls(lr=0.1, schedule="cosine", warmup=1.0, weight_decay=5e-3)
+
+    @classmethod
+    def recommended(cls, model: nn.Module) -> FinetuneConfig:
+        """Return the recipe for a network that nobody gave one for.
+
+        That of the discrete-QCQP paper, which is the default of this class, for its own networks, the CIFAR ResNets of
+        ``qcqp_prune.models``. For any other one a rise over half an epoch and a cosine: its steps down are placed for
+        200 epochs, and the rise keeps the first steps after a cut, whose gradients are the largest, from undoing more.
+        """
+        return cls() if isinstance(model, ResNetCifar) else cls(schedule="cosine", warmup=0.5)
+
+    def describe(self) -> str:
+        """Return the recipe in words, of options that do nothing none."""
+        words = [f"{self.optimizer}, lr {self.lr:g}", f"weight decay {self.weight_decay:g}"]
+        if self.optimizer == "sgd":
+            words.insert(1, f"{'Nesterov ' if self.nesterov else ''}momentum {self.momentum:g}")
+        steps = f" (times {self.decay:g} at {', '.join(f'{m:.0%}' for m in self.milestones)} of the epochs)"
+        words.append(f"{self.schedule} schedule" + steps * (self.schedule == "multistep"))
+        if self.warmup:
+            words.append(f"warm-up of {self.warmup:g} epochs")
+        if self.label_smoothing:
+            words.append(f"label smoothing {self.label_smoothing:g}")
+        if self.distillation:
+            words.append(f"distillation {self.distillation:g} at temperature {self.temperature:g}")
+        if self.ema:
+            words.append(f"average of weights with decay {self.ema:g}")
+        if self.grad_clip is not None:
+            words.append(f"gradients clipped to {self.grad_clip:g}")
+        return ", ".join(words)
 
     def learning_rate(self, epoch: float, epochs: int) -> float:
         """Return the learning rate at a point of the run.

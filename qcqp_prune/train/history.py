@@ -13,9 +13,10 @@ class EpochRecord:
     Attributes:
         epoch: its number, from 1.
         lr: learning rate of its last step.
-        loss: mean training loss over the samples, without the penalty of a regulariser.
+        loss: mean training loss over the samples, with distillation and without the penalty of a regulariser.
         accuracy: share of training samples classified right, in train mode, in [0, 1].
-        validation_loss: mean loss on the validation loader, None without one.
+        validation_loss: mean loss on the validation loader, None without one; of the average of the weights where
+            there is one.
         validation_accuracy: accuracy there, in [0, 1], None without one.
         seconds: wall time, validation included.
         penalty: mean of what the regulariser added to the loss, None without one.

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
-from qcqp_prune.data import epoch_seed
+from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.train.average import WeightAverage
 from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
-from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, write_checkpoint
+from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, state_digest, write_checkpoint
 from qcqp_prune.train.config import FinetuneConfig
+from qcqp_prune.train.distill import distillation_loss, require_teacher, teaching
 from qcqp_prune.train.evaluate import evaluate
 from qcqp_prune.train.history import EpochRecord, TrainingHistory
 from qcqp_prune.train.modes import modes_kept, placed, random_state_kept
@@ -40,6 +42,8 @@ def finetune(
     callbacks: Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     regularizer: Regularizer | None = None,
+    teacher: nn.Module | None = None,
+    first_epoch: int = 0,
 ) -> TrainingHistory:
     """Train a classifier on from the weights it has.
 
@@ -61,6 +65,9 @@ def finetune(
         checkpoint: a file written after each epoch, and gone on from where it is there already. A run that it says is
             complete is not repeated: its weights are loaded.
         regularizer: a penalty that is added to the loss, such as `SPR` or `PSP`, made for this model.
+        teacher: for `config.distillation`, a network of the same classes, such as the dense one; it runs in eval mode
+            without gradients, and its modes and device come back.
+        first_epoch: epochs draw what those from this number on draw, so that a run after another one sees new orders.
 
     Returns:
         A record of each epoch.
@@ -68,11 +75,18 @@ def finetune(
     Raises:
         TrainingError: nothing to train, nothing to train on, a target that is no class, a loss that is not finite, or a
             checkpoint of another run.
-        InvalidOptionError: `epochs` is not positive.
+        InvalidOptionError: `epochs` is not positive, distillation and teacher are not there together, or weights are
+            averaged under a regulariser.
     """
     config = FinetuneConfig() if config is None else config
     if epochs < 1:
         raise InvalidOptionError(f"epochs is {epochs}; give a positive number.")
+    require_teacher(config, model, teacher)
+    if config.ema and regularizer is not None:
+        raise InvalidOptionError(
+            f"ema is {config.ema} and there is a regularizer: in an average nothing has vanished; give ema=0 here, and "
+            "average in the finetuning after the cut"
+        )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise TrainingError(
@@ -84,24 +98,36 @@ def finetune(
         device = stack.enter_context(placed(model, config.device))
         stack.enter_context(random_state_kept(device))
         optimizer = _optimizer(config, list(trained.values()))
-        state = TrainingState(model, optimizer, epochs, batches=length_of(loader), regularizer=regularizer)
+        stack.enter_context(teaching(teacher, device))
+        state = TrainingState(
+            model, optimizer, epochs, batches=length_of(loader), regularizer=regularizer, teacher=teacher
+        )
+        state.average = WeightAverage(model, config.ema) if config.ema else None
+        parts = [part for part in (regularizer, state.average) if part is not None]
         identity = RunIdentity(
-            config, epochs, tuple(trained), {} if regularizer is None else regularizer.describe()
+            config,
+            epochs,
+            tuple(trained),
+            {} if regularizer is None else regularizer.describe(),
+            "" if teacher is None else state_digest(teacher),
+            first_epoch,
         )
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
-            state.records = read_checkpoint(path, identity, model, optimizer, regularizer)
+            state.records = read_checkpoint(path, identity, model, optimizer, parts)
             logger.info("Resuming from %s after epoch %d of %d.", path, len(state.records), epochs)
         resumed_at = len(state.records)
         if config.progress and resumed_at < epochs:
             callbacks = [*callbacks, stack.enter_context(ProgressBar())]
         for epoch in range(resumed_at, epochs):
             state.epoch = epoch
-            _epoch(state, loader, config, callbacks, device, validation)
+            _epoch(state, loader, config, callbacks, device, validation, first_epoch)
             if path is not None:
-                write_checkpoint(path, identity, model, optimizer, state.records, regularizer)
+                write_checkpoint(path, identity, model, optimizer, state.records, parts)
             if state.stop:
                 break
+        if state.average is not None:
+            state.average.put_in()
     return TrainingHistory(tuple(state.records), resumed_at)
 
 
@@ -112,9 +138,10 @@ def _epoch(
     callbacks: Sequence[Callback],
     device: torch.device,
     validation: Loader | None,
+    first_epoch: int,
 ) -> None:
     start = time.perf_counter()
-    _seed(loader, config.seed, state.epoch)
+    seed_epoch(loader, config.seed, first_epoch + state.epoch)
     _train_mode(state.model)
     for callback in callbacks:
         callback.on_epoch_start(state)
@@ -138,7 +165,8 @@ def _epoch(
         )
     if not all(bool(p.isfinite().all()) for p in state.model.parameters()):
         raise _diverged(state, "a weight is not finite")
-    held_out = None if validation is None else evaluate(state.model, validation, device=str(device))
+    with nullcontext() if state.average is None else state.average.shown():
+        held_out = None if validation is None else evaluate(state.model, validation, device=str(device))
     state.records.append(
         EpochRecord(
             epoch=state.epoch + 1,
@@ -169,6 +197,11 @@ def _step(
     logits = logits.float()
     require_labels(targets, logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    if state.teacher is not None:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+            taught = state.teacher(*inputs)
+        learned = distillation_loss(logits, taught.float(), config.temperature)
+        loss = (1 - config.distillation) * loss + config.distillation * learned
     state.loss = loss.item()
     if not math.isfinite(state.loss):
         raise _diverged(state, f"the loss is {state.loss}")
@@ -183,6 +216,8 @@ def _step(
     state.optimizer.step()
     if state.regularizer is not None:
         state.regularizer.after_step()
+    if state.average is not None:
+        state.average.update()
     return logits.detach()
 
 
@@ -196,19 +231,6 @@ def _optimizer(config: FinetuneConfig, parameters: list[nn.Parameter]) -> Optimi
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
-
-
-def _seed(loader: Loader, seed: int, epoch: int) -> None:
-    """Make the epoch depend on `(seed, epoch)` alone, whatever ran before it."""
-    value = epoch_seed(seed, epoch)
-    torch.manual_seed(value)
-    sampler = getattr(loader, "sampler", None)
-    for owner in (loader, sampler, getattr(loader, "batch_sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(value)
-        if callable(set_epoch := getattr(owner, "set_epoch", None)):
-            set_epoch(epoch)
 
 
 def _train_mode(model: nn.Module) -> None:

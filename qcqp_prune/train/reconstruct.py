@@ -19,8 +19,8 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.observe import Observed, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
-from qcqp_prune.importance.patches import Patches, as_matrix, write_matrix
-from qcqp_prune.importance.readers import LARGEST, PER_COLUMN, ROWS, norm_after, shift_of
+from qcqp_prune.importance.patches import Patches, own_matrix, with_own_matrix
+from qcqp_prune.importance.readers import LARGEST, norm_after, rows_for, shift_of
 from qcqp_prune.importance.samples import samples_of
 from qcqp_prune.train.batches import Loader
 from qcqp_prune.train.modes import placed
@@ -48,6 +48,12 @@ class Reconstruction:
     layers: tuple[str, ...]
     left: dict[str, str]
     samples: int
+
+    def describe(self) -> str:
+        """In words."""
+        what = "least squares" if self.method == "least_squares" else "their means"
+        rest = f"; {len(self.left)} left as they are: {_first(self.left)}" if self.left else ""
+        return f"{what}: {len(self.layers)} layers on {self.samples:,} samples{rest}"
 
 
 def reconstruct(
@@ -80,11 +86,12 @@ def reconstruct(
         dense: the network it was cut from.
         graph: the dense network's channel graph.
         masks: what was kept.
-        loader: yields ``(inputs, targets)``; targets are not looked at. All samples that are used are held at once.
+        loader: yields ``(inputs, targets)``; targets are not looked at. All samples that are used are held at once, so
+            of a large network fewer are taken (``samples_of``).
         method: ``means`` leaves weights as they are and corrects means only (bias correction).
         samples: how many to use at most.
         ridge: towards the weights as they are, as a share of the mean second moment.
-        seed: of the positions that are looked at in images and sequences.
+        seed: of what the loader draws, and of the positions that are looked at in images and sequences.
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
@@ -97,7 +104,7 @@ def reconstruct(
     if method not in get_args(Method):
         raise InvalidOptionError(f"method={method!r}: choose from {', '.join(get_args(Method))}")
     with placed(small, device) as where, placed(dense, device), torch.no_grad():
-        batches, _ = samples_of(loader, samples, where, "reconstruct")
+        batches, _ = samples_of(loader, graph, samples, where, seed=seed, who="reconstruct")
         fit = _Fit(small, dense, graph, masks.flat(graph), batches, _Options(method, ridge, seed))
         fit.run()
     return Reconstruction(method, tuple(fit.done), fit.left, len(batches) * _size(batches[0]))
@@ -164,7 +171,7 @@ class _Fit:
             return "a transposed convolution, an image without a batch, or a layer that the dense network has not"
         if layer.rows is None and (self._calls[layer.weight] > 1 or not self._reads_alone(node)):
             return "its weight is used several times, or computed from others"
-        matrix = as_matrix(layer, weight)
+        matrix = own_matrix(layer, weight)
         if matrix.shape[1] > LARGEST:
             return f"it reads more than {LARGEST:,} numbers at once"
         kept = np.flatnonzero(self._flat[self._graph.axes[self._graph.layers[there[0]].out_axis]])
@@ -173,8 +180,8 @@ class _Fit:
         goals = self._goals(node, there[1], torch.from_numpy(kept), layer)
         if goals is None or goals[0].shape != self._small.evaluate(node)[0].shape:
             return "the dense network computes it in another order or layout"
-        sums = _Sums(matrix.shape[1], len(matrix))
-        wanted = -(-max(ROWS, PER_COLUMN * matrix.shape[1]) // len(goals))
+        sums = _Sums(layer.segments)
+        wanted = -(-rows_for(matrix.shape[1]) // len(goals))
         for read, made, goal in zip(
             self._small[read_by(node)], self._small.evaluate(node), goals, strict=True
         ):
@@ -182,8 +189,8 @@ class _Fit:
             sums.add(patches.read(read, positions), patches.made(goal - made, positions))
         shift = shift_of(self._small.followed, node)
         if self._options.method == "least_squares":
-            change = sums.change(layer.segments, self._options.ridge, centred=shift is not None)
-            weight.copy_(write_matrix(layer, weight, matrix + change))
+            change = sums.change(self._options.ridge, centred=shift is not None)
+            weight.copy_(with_own_matrix(layer, weight, matrix + change))
         else:
             change = torch.zeros_like(matrix)
         if shift is not None:
@@ -260,39 +267,38 @@ class _Fit:
 
 
 class _Sums:
-    """Sums over rows of what a layer reads (x) and of what its result lacks (r): x x^T, x r^T, x, r."""
+    """Sums over rows of what a layer reads (x) and of what its result lacks (r): x x^T, x r^T, x, r, by segments."""
 
-    def __init__(self, columns: int, outputs: int) -> None:
-        self._second = torch.zeros(columns, columns, dtype=torch.float64)
-        self._cross = torch.zeros(columns, outputs, dtype=torch.float64)
-        self._read, self._lacking = self._second.new_zeros(columns), self._second.new_zeros(outputs)
+    def __init__(self, segments: int) -> None:
+        self._segments = segments
+        self._second = self._cross = self._read = self._lacking = torch.zeros((), dtype=torch.float64)
         self._rows = 0
 
     def add(self, read: Tensor, lacking: Tensor) -> None:
-        """Rows of the same positions."""
-        self._second = self._second.to(read.device) + (read.T @ read).double()
-        self._cross = self._cross.to(read.device) + (read.T @ lacking).double()
-        self._read = self._read.to(read.device) + read.double().sum(0)
-        self._lacking = self._lacking.to(read.device) + lacking.double().sum(0)
+        """Rows of the same positions: ``(rows, columns of all segments)`` and ``(rows, outputs)``."""
+        x, r = (t.reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
+        new = x.mT @ x, x.mT @ r, x.sum(1), r.sum(1)
+        before = self._second, self._cross, self._read, self._lacking
+        self._second, self._cross, self._read, self._lacking = (
+            a.to(b.device) + b.double() for a, b in zip(before, new, strict=True)
+        )
         self._rows += len(read)
 
-    def change(self, segments: int, ridge: float, *, centred: bool) -> Tensor:
-        """The change of the weight that makes up for most of what lacks, ``(outputs, columns)``."""
+    def change(self, ridge: float, *, centred: bool) -> Tensor:
+        """The change of the weight that makes up for most of what lacks, ``(outputs, columns of one segment)``."""
         second, cross = self._second, self._cross
         if centred:
-            second = second - torch.outer(self._read, self._read) / self._rows
-            cross = cross - torch.outer(self._read, self._lacking) / self._rows
-        out = torch.zeros_like(cross)
-        size = ridge * second.diagonal().mean().clamp(min=torch.finfo(second.dtype).tiny)
-        wide, high = len(second) // segments, cross.shape[1] // segments
-        for s in range(segments):
-            x, y = slice(s * wide, (s + 1) * wide), slice(s * high, (s + 1) * high)
-            out[x, y] = torch.linalg.solve(second[x, x] + size * torch.eye(wide).to(second), cross[x, y])
-        return out.T
+            second = second - self._read[:, :, None] * self._read[:, None] / self._rows
+            cross = cross - self._read[:, :, None] * self._lacking[:, None] / self._rows
+        size = ridge * second.diagonal(dim1=1, dim2=2).mean().clamp(min=torch.finfo(second.dtype).tiny)
+        best: Tensor = torch.linalg.solve(second + size * torch.eye(second.shape[1]).to(second), cross)
+        return best.mT.flatten(0, 1)
 
     def mean_left(self, change: Tensor) -> Tensor:
         """The mean that lacks after a change of the weight, ``(outputs,)``."""
-        return (self._lacking - change @ self._read) / self._rows
+        by_segment = change.reshape(self._segments, -1, change.shape[1])
+        made_up: Tensor = (by_segment @ self._read[:, :, None]).flatten()
+        return (self._lacking.flatten() - made_up) / self._rows
 
 
 def _sum_after(node: Node) -> tuple[Node, Node] | None:
@@ -303,6 +309,17 @@ def _sum_after(node: Node) -> tuple[Node, Node] | None:
         return None
     others = [x for x in (argument(users[0], "self"), argument(users[0], "other")) if x is not last]
     return (users[0], others[0]) if len(others) == 1 and isinstance(others[0], Node) else None
+
+
+def _first(left: dict[str, str]) -> str:
+    """A few of the reasons."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in left.items():
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
+        for reason, names in reasons.items()
+    )
 
 
 def _size(call: object) -> int:

@@ -11,6 +11,7 @@ import pytest
 from qcqp_prune.cli.config import TraceSection, read_config
 from qcqp_prune.errors import ConfigError, InvalidBudgetError, InvalidOptionError
 from qcqp_prune.graph.trace import trace
+from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.train import Control, PSPConfig, SPRConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -68,6 +69,21 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert config.finetune.recipe.grad_clip == 2
     assert config.pretrain.epochs == 0
     assert config.path("x/y") == tmp_path / "x" / "y"
+
+
+def test_rounds_and_what_the_recipe_says(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, GOOD + "[rounds]\ncount = 4\nepochs = 2\n"))
+    assert config.rounds == Rounds(4, 2)
+    assert read_config(write(tmp_path, GOOD)).rounds is None
+    assert config.finetune.given == ("lr", "milestones", "grad_clip")
+    with pytest.raises(ConfigError, match=r"\[rounds\] has no epochs"):
+        read_config(write(tmp_path, GOOD + "[rounds]\ncount = 4\n"))
+    both = '[rounds]\ncount = 4\nepochs = 2\n[training]\nmethod = "spr"\nepochs = 1\n'
+    with pytest.raises(ConfigError, match=r"\[rounds\] and \[training\] at once"):
+        read_config(write(tmp_path, GOOD + both))
+    bare = GOOD.replace('name = "digits"', 'name = "none"').replace("epochs = 3", "epochs = 0")
+    with pytest.raises(ConfigError, match=r"\[rounds\] epochs need data"):
+        read_config(write(tmp_path, bare + "[rounds]\ncount = 4\nepochs = 2\n"))
 
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_run(run, net: Path, tmp_path: Path) -> None:
     taken = (
         report.accuracy.dense,
         report.accuracy.pruned,
-        report.accuracy.recalibrated,
+        report.accuracy.repaired,
         report.accuracy.finetuned,
     )
     assert all(0 <= share <= 1 for share in taken)
@@ -183,6 +183,40 @@ def test_a_training_by_its_rule_needs_no_budget(run, net: Path, tmp_path: Path) 
     assert report.importance == "Indicators(PSP(channel))"
 
 
+def test_a_job_in_rounds(run, net: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    rounds = '[rounds]\ncount = 2\nepochs = 1\nspacing = "linear"\n'
+    recipe = "label_smoothing = 0.1\ndistillation = 0.5\ntemperature = 2\nema = 0.9\n[output]"
+    job.write_text(JOB.replace("[finetune]", f"{rounds}[finetune]").replace("[output]", recipe))
+    result = run("run", job)
+    assert result.code == 0, result.err
+    report = PruneReport.read(tmp_path / "out" / "report.json")
+    macs = report.budgets[0]
+    assert [r.limits["macs"] for r in report.rounds] == [
+        macs.dense - (macs.dense - macs.limit) // 2,
+        macs.limit,
+    ]
+    assert macs.limit == macs.dense // 2
+    assert "a given recipe: sgd, lr 0.01" in report.recipe
+    # What the file does not say is what is recommended for the network.
+    for words in ("cosine", "label smoothing 0.1", "distillation 0.5 at temperature 2", "decay 0.9"):
+        assert words in report.recipe
+    for words in ("round 1 of 2", "round 2 of 2", "finetuned by a given recipe", "1 of 2"):
+        assert words in result.out
+    small = qp.load(tmp_path / "out" / "model", runpy.run_path(str(net))["Net"])
+    assert small.a.out_channels == report.masks.counts()["a"]
+    assert "leave --certificate or [rounds] out" in run("run", job, "--certificate", tmp_path / "c.json").err
+
+
+def test_without_a_recipe_the_recommended_one_is_used(run, net: Path, tmp_path: Path) -> None:
+    job = tmp_path / "job.toml"
+    job.write_text(JOB.replace("[output]", 'device = "cpu"\n[output]'))
+    assert run("run", job).code == 0
+    recipe = PruneReport.read(tmp_path / "out" / "report.json").recipe
+    assert recipe.startswith("the recipe recommended for Net: sgd")
+    assert "cosine schedule, warm-up of 0.5 epochs" in recipe
+
+
 def test_a_sweep(run, net: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     table = '[training]\nmethod = "spr"\nepochs = 1\ncontrol = false\n'
@@ -219,6 +253,8 @@ def test_a_sweep(run, net: Path, tmp_path: Path) -> None:
         (("time_limit = 20", "time_limit = 0"), 2, "time_limit"),
         (("[trace]", '[training]\nmethod = "spr"\n[trace]'), 2, "epochs is 0"),
         (("[trace]", '[training]\nmethod = "psp"\nepochs = 1\nstructure = "shape"\n[trace]'), 2, "channel"),
+        (("[finetune]\nepochs = 1", "[finetune]\nepochs = -1"), 2, "epochs is -1"),
+        (("[finetune]", "[rounds]\ncount = 0\nepochs = 1\n[finetune]"), 2, "count is 0"),
         (("[2, 1, 8, 8]", "[2, 3, 8, 8]"), 1, "does not run on the example inputs"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.models import LeNet5, resnet20
 from qcqp_prune.train import FinetuneConfig
 
 
@@ -33,6 +34,25 @@ def test_constant_stays() -> None:
     assert {FinetuneConfig(schedule="constant").learning_rate(e, 5) for e in range(5)} == {0.01}
 
 
+def test_the_paper_s_recipe_is_for_its_networks_and_a_cosine_for_others() -> None:
+    assert FinetuneConfig.recommended(resnet20()) == FinetuneConfig()
+    other = FinetuneConfig.recommended(LeNet5())
+    assert (other.schedule, other.learning_rate(0, 1)) == ("cosine", 0.0)
+    assert max(other.learning_rate(k / 100, 1) for k in range(100)) == other.lr  # also of a single epoch
+
+
+def test_a_recipe_in_words() -> None:
+    words = FinetuneConfig().describe()
+    assert words == (
+        "sgd, lr 0.01, Nesterov momentum 0.9, weight decay 0.0005, "
+        "multistep schedule (times 0.2 at 30%, 60%, 80% of the epochs)"
+    )
+    changes = {"distillation": 0.5, "ema": 0.99, "label_smoothing": 0.1, "grad_clip": 3.0, "warmup": 2.0}
+    told = FinetuneConfig(**changes).describe()
+    for number in ("distillation 0.5 at temperature 4", "decay 0.99", "smoothing 0.1", "to 3", "of 2 epochs"):
+        assert number in told
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -49,6 +69,12 @@ def test_constant_stays() -> None:
         {"warmup": -1.0},
         {"label_smoothing": 1.0},
         {"grad_clip": 0.0},
+        {"distillation": 1.1},
+        {"distillation": -0.1},
+        {"temperature": 0.0},
+        {"temperature": math.inf},
+        {"ema": 1.0},
+        {"ema": -0.1},
     ],
 )
 def test_values_outside_their_domain_are_refused(options: dict[str, Any]) -> None:

@@ -147,6 +147,25 @@ class Twice(nn.Module):
         return self.out(torch.relu(self.grouped(torch.relu(self.up(x)))))
 
 
+def test_a_depthwise_layer_is_fitted_filter_by_filter() -> None:
+    torch.manual_seed(0)
+    model = liven(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 2, 1)
+        )
+    ).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"0": [0, 3]})
+    small = qp.shrink(model, graph, masks)
+    wanted = made(model, model[:3])[:, [1, 2, 4, 5, 6, 7]]
+    with torch.no_grad():
+        for tensor in small[2].parameters():
+            tensor += 0.3 * torch.randn(tensor.shape)
+    record = reconstruct(small, model, graph, masks, DATA, ridge=1e-9)
+    assert record.layers == ("0", "2", "4")
+    torch.testing.assert_close(made(small, small[:3]), wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("realisation", ["modules", "graph"])
 def test_what_is_left_alone_says_why(realisation: str) -> None:
     torch.manual_seed(0)

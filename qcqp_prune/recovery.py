@@ -1,0 +1,215 @@
+"""What follows a cut: the smaller network repaired without training, then finetuned, each measured."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from qcqp_prune.data import seed_epoch
+from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, TraceError
+from qcqp_prune.graph.channels import ChannelGraph
+from qcqp_prune.graph.masks import Masks
+from qcqp_prune.program.rounds import Rounds
+from qcqp_prune.report import Accuracy
+from qcqp_prune.train import (
+    Evaluation,
+    FinetuneConfig,
+    evaluate,
+    finetune,
+    recalibrate_batch_norm,
+    reconstruct,
+)
+from qcqp_prune.train.batches import Loader
+from qcqp_prune.train.modes import random_state_kept
+from qcqp_prune.watch import Clock, Watcher
+
+logger = logging.getLogger(__name__)
+
+Repair = Literal["reconstruct", "means", "batch_norm"]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What is measured, and done after cutting, with data.
+
+    Attributes:
+        validation: loader on which accuracy is measured at each step; None measures nothing.
+        train: loader for the default importance, repair and finetuning; None does without them.
+        repair: what is done after cutting: ``reconstruct`` refits layers by least squares, ``means`` corrects means
+            (both ``qcqp_prune.reconstruct``), ``batch_norm`` gives batch norms their statistics anew
+            (``recalibrate_batch_norm``), None does nothing.
+        samples: how many ``reconstruct`` and ``means`` use at most.
+        batches: how many batches ``batch_norm`` uses at most.
+        epochs: of finetuning; 0 for none.
+        config: the recipe of the finetuning; ``FinetuneConfig.recommended(model)`` where None. With ``distillation``
+            the network that was handed in is the teacher.
+        checkpoint: a file from which a killed finetuning goes on.
+
+    Raises:
+        InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair.
+    """
+
+    validation: Loader | None = None
+    train: Loader | None = None
+    repair: Repair | None = "reconstruct"
+    samples: int = 2_500
+    batches: int | None = None
+    epochs: int = 0
+    config: FinetuneConfig | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise InvalidOptionError(f"epochs is {self.epochs}: give a number from 0 up")
+        if self.repair is not None and self.repair not in get_args(Repair):
+            known = ", ".join(get_args(Repair))
+            raise InvalidOptionError(f"repair is {self.repair!r}: choose from {known}, or None")
+        if self.epochs and self.train is None:
+            raise InvalidOptionError(
+                f"{self.epochs} epochs of finetuning and no train loader: give one, or epochs=0"
+            )
+
+    def recipe(self, model: nn.Module) -> FinetuneConfig:
+        """The recipe for a network."""
+        return FinetuneConfig.recommended(model) if self.config is None else self.config
+
+    def describe(self, model: nn.Module, rounds: Rounds) -> str:
+        """The recipe in words, and whose choice it is; empty where nothing is finetuned."""
+        if not self.epochs and not (rounds.count > 1 and rounds.epochs):
+            return ""
+        recipe, advised = self.recipe(model), FinetuneConfig.recommended(model)
+        same = replace(advised, seed=recipe.seed, device=recipe.device, progress=recipe.progress) == recipe
+        whose = f"the recipe recommended for {type(model).__name__}" if same else "a given recipe"
+        return f"{whose}: {recipe.describe()}"
+
+    def after_round(self, number: int, rounds: Rounds) -> Recovery:
+        """What follows one of several cuts, counted from 1; all but the last have files of their own."""
+        if number == rounds.count:
+            return self
+        file = None if self.checkpoint is None else f"{os.fspath(self.checkpoint)}.round{number}"
+        return replace(self, epochs=rounds.epochs, checkpoint=file)
+
+    def selection_file(self, number: int, rounds: Rounds) -> Path | None:
+        """Where the selection of one of several rounds lies beside the checkpoints, None without such."""
+        if rounds.count == 1 or self.checkpoint is None:
+            return None
+        return Path(f"{os.fspath(self.checkpoint)}.round{number}.json")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Accuracy at each step, epochs of the finetuning as ``TrainingHistory.to_dict``, and the repair in words."""
+
+    accuracy: Accuracy
+    training: dict[str, Any] | None
+    repair: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What a network was cut from: the larger network, its graph, and what was kept of it."""
+
+    network: nn.Module
+    graph: ChannelGraph
+    masks: Masks
+
+
+def recover(
+    small: nn.Module,
+    dense: nn.Module,
+    before: Before,
+    recovery: Recovery,
+    *,
+    watch: Watcher,
+    clock: Clock,
+    first_epoch: int = 0,
+) -> Measured:
+    """Recover what can be recovered of a smaller network's accuracy, in place, and measure after each step.
+
+    Args:
+        small: after the cut.
+        dense: the network that pruning began with, the teacher where the recipe has one.
+        before: what the last cut was made from.
+        recovery: what is done, its ``config`` given.
+        watch: told what happens.
+        clock: adds up seconds.
+        first_epoch: epochs of finetuning that rounds before have had.
+    """
+    config = recovery.recipe(dense)
+    accuracy = Accuracy(pruned=_share(measure(small, recovery, config.device, watch, clock, "pruned")))
+    if recovery.train is None:
+        return Measured(accuracy, None)
+    repaired = ""
+    if recovery.repair is not None:
+        with clock("repair"):
+            repaired = _repaired(small, before, recovery, config, first_epoch)
+        if repaired:
+            found = measure(small, recovery, config.device, watch, clock, "repaired")
+            accuracy = replace(accuracy, repaired=_share(found))
+    if not recovery.epochs:
+        return Measured(accuracy, None, repaired)
+    with clock("finetune"):
+        history = finetune(
+            small,
+            recovery.train,
+            epochs=recovery.epochs,
+            config=config,
+            checkpoint=recovery.checkpoint,
+            teacher=dense if config.distillation else None,
+            first_epoch=first_epoch,
+        )
+    found = measure(small, recovery, config.device, watch, clock, "finetuned")
+    return Measured(replace(accuracy, finetuned=_share(found)), history.to_dict(), repaired)
+
+
+def _repaired(
+    small: nn.Module, before: Before, recovery: Recovery, config: FinetuneConfig, epoch: int
+) -> str:
+    """Repair a network in place; in words what was done, nothing where there was nothing to do."""
+    assert recovery.train is not None
+    hindrance = ""
+    if recovery.repair in ("reconstruct", "means"):
+        try:
+            done = reconstruct(
+                small,
+                before.network,
+                before.graph,
+                before.masks,
+                recovery.train,
+                method="means" if recovery.repair == "means" else "least_squares",
+                samples=recovery.samples,
+                seed=config.seed,
+                device=config.device,
+            )
+        except (TraceError, MaskMismatchError) as error:
+            hindrance = f", as reconstruction is not possible ({error})"
+            logger.warning("Batch norms are recalibrated instead%s", hindrance)
+        else:
+            return done.describe()
+    # A run that goes on from a checkpoint has drawn less from the loader than one that was never stopped.
+    with random_state_kept(torch.device("cpu")):
+        seed_epoch(recovery.train, config.seed, epoch)
+        norms = recalibrate_batch_norm(small, recovery.train, batches=recovery.batches, device=config.device)
+    return f"{len(norms.layers)} batch norms on {norms.samples:,} samples{hindrance}" if norms.layers else ""
+
+
+def measure(
+    model: nn.Module, recovery: Recovery, device: str, watch: Watcher, clock: Clock, step: str
+) -> Evaluation | None:
+    """Accuracy at one step, None without validation data."""
+    if recovery.validation is None:
+        return None
+    with clock("evaluate"):
+        result = evaluate(model, recovery.validation, device=device)
+    watch.evaluated(step, result)
+    return result
+
+
+def _share(result: Evaluation | None) -> float | None:
+    return None if result is None else result.accuracy

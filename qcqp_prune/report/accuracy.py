@@ -1,0 +1,26 @@
+"""How well a network did on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of validation samples classified right, in [0, 1]; None where a step was not taken or there was no data.
+
+    Attributes:
+        dense: before pruning.
+        pruned: directly after it; in several rounds, after the last cut.
+        repaired: after what followed the cut without training: reconstruction, or recalibrated batch norms.
+        finetuned: after finetuning.
+        samples: in the validation set.
+        regularised: after training under a regulariser, before anything was cut.
+    """
+
+    dense: float | None = None
+    pruned: float | None = None
+    repaired: float | None = None
+    finetuned: float | None = None
+    samples: int | None = None
+    regularised: float | None = None
