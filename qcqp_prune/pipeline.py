@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 
 from torch import nn
@@ -34,6 +35,7 @@ from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import TracePoint
 from qcqp_prune.solve.run import solve
 from qcqp_prune.storage import library_version
+from qcqp_prune.train.modes import placed
 from qcqp_prune.watch import Clock, Watcher
 
 
@@ -129,7 +131,8 @@ def prune(
     with clock("score"):
         problem = unscored(graph, budgets, resources)
         if training is None:
-            problem = problem.with_objective(scores(model, graph))
+            with nullcontext() if recovery.train is None else placed(model, recovery.recipe(model).device):
+                problem = problem.with_objective(scores(model, graph))
     device = recovery.recipe(model).device
     before = measure(model, recovery, device, watch, clock, "dense")  # after all that may be refused
     dense, trained, regularised = model, None, None

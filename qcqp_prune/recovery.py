@@ -40,7 +40,7 @@ class Recovery:
 
     Attributes:
         validation: loader on which accuracy is measured at each step; None measures nothing.
-        train: loader for the default importance, repair and finetuning; None does without them.
+        train: loader for the default importance, repair and finetuning, gone through by each; None does without.
         repair: what is done after cutting: ``reconstruct`` refits layers by least squares, ``means`` corrects means
             (both ``qcqp_prune.reconstruct``), ``batch_norm`` gives batch norms their statistics anew
             (``recalibrate_batch_norm``), None does nothing.

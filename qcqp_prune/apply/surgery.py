@@ -216,7 +216,8 @@ def _replace(model: nn.Module, spec: TensorSpec, old: Tensor, piece: Tensor) -> 
         parent, _, leaf = path.rpartition(".")
         owner = model.get_submodule(parent)
         if spec.kind == "parameter":
-            owner._parameters[leaf] = new  # type: ignore[assignment]
+            # Through the module: recurrent ones keep their weights in a list besides.
+            setattr(owner, leaf, new)
         else:
             owner._buffers[leaf] = new
 

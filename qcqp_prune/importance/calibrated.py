@@ -35,7 +35,8 @@ _WORK, _FEWEST, _MOST = 1.5e12, 64, 1_000
 """Multiply-adds of all trials together, and limits of the samples that they are made on."""
 
 _LEAST = 1e-6
-"""A share of the largest worth that every unit has at least: what costs nothing measurable stays where it may."""
+"""A share of the largest worth that every unit has at least: what costs nothing measurable stays where it may. By so
+much more, at most, is worth what goes later, so that units of equal worth go in their order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,9 @@ class Calibrated:
     The objective is linear in the units, and because the worths rise along the order its best selection keeps the
     last ones: so it is the exact sum of the groups' curves, a concave utility of how much each group keeps, which
     every solver takes. ``form.unary.sum() - form.evaluate(mask)`` is the predicted increase of the loss.
+
+    A trial holds what goes at zero, so a norm whose statistics run over channels that go (the stream of a transformer,
+    a group norm) is measured with zeros where there will be nothing; the rest is as it will be.
 
     Where no weight reads units one by one (kernel columns, writers of freely shared sums, recurrent layers) they are
     ordered by what they put out, or by their size, and measured without a refit. A branch that can be removed as a
@@ -113,7 +117,7 @@ class Calibrated:
         cuts = list(self._cuts(graph, observed, found))
         del found
         tried = first(inputs, targets, self.trials or _affordable(graph, cuts))
-        losses = _Trials(observed, self.loss or nn.functional.cross_entropy, *tried).run(cuts)
+        losses = _Trials(observed, self.loss or _cross_entropy, *tried).run(cuts)
         return _form(graph, cuts, losses)
 
     def _cuts(self, graph: ChannelGraph, observed: Observed, found: Mapping[Key, Reader]) -> Iterator[Cut]:
@@ -277,6 +281,26 @@ class _Trials:
         return mean
 
 
+def _cross_entropy(output: Any, targets: Tensor) -> Tensor:
+    """Of logits and labels, refused where they are something else."""
+    labels = targets.dtype in (torch.int64, torch.uint8)
+    fits = (
+        isinstance(output, Tensor)
+        and output.ndim > 1
+        and targets.shape == (*output.shape[:1], *output.shape[2:])
+    )
+    if not (labels and fits and int(targets.min()) >= 0 and int(targets.max()) < output.shape[1]):
+        given = (
+            f"outputs of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        )
+        raise InvalidOptionError(
+            f"the network gives {given} for {targets.dtype} targets of shape {tuple(targets.shape)}, and the loss is "
+            "cross-entropy of logits (N, classes) and labels (N,): give importance=Calibrated(batches, loss=...) with "
+            "a loss of your own, or importance=Magnitude()"
+        )
+    return nn.functional.cross_entropy(output, targets)
+
+
 def _affordable(graph: ChannelGraph, cuts: Sequence[Cut]) -> int:
     """Samples for all trials; a trial takes half a forward pass on average, as it branches off on the way."""
     axes = graph.axes
@@ -295,8 +319,10 @@ def _form(graph: ChannelGraph, cuts: Sequence[Cut], losses: Sequence[Mapping[int
                 share = {count: value / len(cut.groups) for count, value in loss.items()}
                 worth[graph.units(g)][elimination.order] = increments(elimination.costs, share)
     floor = _LEAST * float(worth.max(initial=0.0))
-    prunable = np.asarray([not g.stays for g in graph.groups])[graph.group_of_unit]
-    worth = np.where(prunable, np.maximum(worth, floor), 0.0)
+    for cut in cuts:
+        for g, elimination in zip(cut.groups, cut.eliminations, strict=False):
+            mine, order = worth[graph.units(g)], elimination.order
+            mine[order] = np.maximum(mine[order], floor) * np.linspace(1, 1 + _LEAST, len(order))
     for cut, loss in zip(cuts, losses, strict=True):
         if cut.block is not None and loss:
             inside = sum(float(worth[graph.units(g)].sum()) for g in cut.groups[1:])

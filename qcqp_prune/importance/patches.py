@@ -34,9 +34,9 @@ class Patches:
 
     @classmethod
     def of(cls, layer: Layer, node: Node, weight: Tensor) -> Patches | None:
-        """How the operator of a layer reads; None for transposed convolutions and images without a batch."""
+        """How the operator of a layer reads; None for transposed convolutions and inputs without a batch."""
         if layer.op.startswith("linear"):
-            return cls()
+            return cls() if node.meta["val"].ndim > 1 else None
         dims = weight.ndim - 2
         if "transpose" in layer.op or not dims or node.meta["val"].ndim != dims + 2:
             return None

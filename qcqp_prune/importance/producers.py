@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
@@ -31,17 +32,26 @@ def producing_costs(
             continue
         known = True
         per_output = len(axis) // len(reader.weight)
-        for place in places.tolist():
-            output, column = divmod(place, per_output)
-            part = reader.weight[output].reshape(-1, per_output)[:, column]
-            second = reader.second / reader.rows
-            if second.ndim == 2:
-                own = torch.arange(len(reader.weight[0])).reshape(-1, per_output)[:, column]
-                size = part @ second[own][:, own] @ part
-            else:
-                size = (part.square() * second.reshape(-1, per_output)[:, column]).sum()
-            costs[int(axis[place]) - units.start] += float(reader.curvature[output] * size) / 2
+        parts = reader.weight.reshape(
+            len(reader.weight), -1, per_output
+        ).mT  # (outputs, columns of the kernel, inputs)
+        sizes = _sizes_made(parts, reader.second / reader.rows) * reader.curvature[:, None] / 2
+        np.add.at(costs, axis[places] - units.start, sizes.flatten().numpy()[places])
     return costs if known else _sizes(graph, observed, units)
+
+
+def _sizes_made(parts: Tensor, second: Tensor) -> Tensor:
+    """Mean square of what each part of a filter makes, ``(outputs, parts)``."""
+    columns = torch.arange(parts.shape[1] * parts.shape[2]).reshape(-1, parts.shape[1])
+    found = []
+    for part in range(parts.shape[1]):
+        own, mine = columns[:, part], parts[:, part]
+        found.append(
+            (mine @ second[own][:, own] * mine).sum(1)
+            if second.ndim == 2
+            else (mine.square() * second[own]).sum(1)
+        )
+    return torch.stack(found, 1)
 
 
 def _sizes(graph: ChannelGraph, observed: Observed, units: range) -> FloatArray:
@@ -54,6 +64,7 @@ def _sizes(graph: ChannelGraph, observed: Observed, units: range) -> FloatArray:
             mine = (axis >= units.start) & (axis < units.stop)
             if mine.any():
                 others = [d for d in range(len(spec.shape)) if d != dim]
-                squares = observed.tensor(spec.name).double().square().sum(others).cpu().numpy()
-                np.add.at(sizes, axis[mine] - units.start, squares[mine])
+                squares = observed.tensor(spec.name).double().square()
+                total = (squares.sum(others) if others else squares).cpu().numpy()
+                np.add.at(sizes, axis[mine] - units.start, total[mine])
     return sizes

@@ -56,10 +56,11 @@ class Reader:
         mean = self.first / self.rows
         if second.ndim == 1:
             second = second - mean**2 if self.shift else second
-            return second + ridge * second.mean().clamp(min=torch.finfo(second.dtype).tiny)
+            return second + ridge * _size(second, self.second / self.rows)
         if self.shift:
             second = second - _within(torch.outer(mean, mean), self.segments)
-        return second + ridge * second.diagonal().mean().clamp(min=1e-30) * torch.eye(len(second)).to(second)
+        size = _size(second.diagonal(), self.second.diagonal() / self.rows)
+        return second + ridge * size * torch.eye(len(second)).to(second)
 
     def columns_of(self, axis: IntArray, units: range) -> Tensor:
         """The columns that each unit has, ``(units, columns of one)``, in the order of the units; empty if none."""
@@ -98,7 +99,7 @@ def readers(observed: Observed, batches: Sequence[Any], *, seed: int = 0) -> dic
             key = (layer.weight, layer.rows)
             if key not in found:
                 found[key] = _empty(
-                    k, as_matrix(layer, weight), shift_of(steps.followed, node), layer.segments
+                    k, as_matrix(layer, weight).cpu(), shift_of(steps.followed, node), layer.segments
                 )
             for read, made in zip(steps[read_by(node)], steps.evaluate(node), strict=True):
                 columns = found[key].weight.shape[1]
@@ -142,6 +143,8 @@ def curvatures(
             signs = [torch.randint(2, x.shape, generator=generator).to(x) * 2 - 1 for x in leaves]
             total = sum(((x * s).sum() for x, s in zip(leaves, signs, strict=True)), torch.zeros(()))
             wanted = [(k, out) for k, out in made if out.requires_grad]
+            if not leaves or not wanted:
+                continue
             gradients = torch.autograd.grad(total, [out for _, out in wanted], allow_unused=True)
         for (k, out), gradient in zip(wanted, gradients, strict=True):
             layer = graph.layers[k]
@@ -149,7 +152,7 @@ def curvatures(
             if mine is not None and mine.curvature is not None and gradient is not None:
                 channel = out.ndim - 1 if layer.op.startswith("linear") else 1
                 others = [d for d in range(out.ndim) if d != channel]
-                mine.curvature += gradient.double().square().sum(others)
+                mine.curvature += gradient.double().square().sum(others).cpu()
         samples += int(made[0][1].shape[0]) if made else 0
     for reader in found.values():
         assert reader.curvature is not None
@@ -164,11 +167,13 @@ def rows_for(columns: int) -> int:
 def shift_of(followed: Followed, node: Node) -> tuple[str, int] | None:
     """Where a change of a layer's mean can be put; see ``Reader.shift``."""
     bias = argument(node, "bias", argument(node, "self") if op_name(node) == "aten::addmm" else None)
-    if isinstance(bias, Node):
-        return (followed.state[bias], 1) if bias in followed.state else None
-    norm = norm_after(node)
-    mean = None if norm is None else argument(norm, "running_mean")
-    return (followed.state[mean], -1) if isinstance(mean, Node) and mean in followed.state else None
+    sign = 1
+    if not isinstance(bias, Node):
+        norm, sign = norm_after(node), -1
+        bias = None if norm is None else argument(norm, "running_mean")
+    if not isinstance(bias, Node) or bias not in followed.state or len(bias.users) > 1:
+        return None  # what several read is nobody's
+    return followed.state[bias], sign
 
 
 def norm_after(node: Node) -> Node | None:
@@ -181,8 +186,9 @@ def norm_after(node: Node) -> Node | None:
 
 
 def _is_plain(followed: Followed, node: Node) -> bool:
-    """Whether an operator multiplies with a parameter as it is, not with something computed from it."""
-    return any(argument(node, name) in followed.state for name in ("weight", "mat2", "other"))
+    """Whether an operator multiplies with a parameter as it is, which only layers read: no embedding is tied to it."""
+    found = [argument(node, name) for name in ("weight", "mat2", "other")]
+    return any(w in followed.state and all(user in followed.layer_of for user in w.users) for w in found)
 
 
 def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None, segments: int) -> Reader:
@@ -193,11 +199,17 @@ def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None, segments: 
 
 def _add(reader: Reader, rows: Tensor) -> None:
     if reader.second.ndim == 1:
-        reader.second += rows.double().square().sum(0)
+        reader.second += rows.double().square().sum(0).cpu()
     else:
-        reader.second += _within((rows.T @ rows).double(), reader.segments)
-    reader.first += rows.double().sum(0)
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        reader.second += _within((rows.T @ rows).double().cpu(), reader.segments)
+    reader.first += rows.double().sum(0).cpu()
     reader.rows += len(rows)
+
+
+def _size(variances: Tensor, squares: Tensor) -> float:
+    """The mean variance; where nothing varies, or rounding leaves nothing of it, a share of the mean square, or 1."""
+    return max(float(variances.mean()), 1e-6 * float(squares.mean())) or 1.0
 
 
 def _within(products: Tensor, segments: int) -> Tensor:

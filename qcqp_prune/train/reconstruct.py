@@ -213,7 +213,9 @@ class _Fit:
         """What the layer is to make for each batch, in full size."""
         channel = -1 if layer.op.startswith("linear") else 1
         sums = _sum_after(node), _sum_after(dense)
-        if sums[0] is not None and sums[1] is not None and self._comes_next(node, sums[0][0]):
+        norm = norm_after(node)
+        known = norm is None or isinstance(argument(norm, "running_mean"), Node)
+        if known and sums[0] is not None and sums[1] is not None and self._comes_next(node, sums[0][0]):
             others, dense_sum = sums[0][1], sums[1][0]
             there = self._small[others]
             made = self._small.evaluate(node)
@@ -276,7 +278,8 @@ class _Sums:
 
     def add(self, read: Tensor, lacking: Tensor) -> None:
         """Rows of the same positions: ``(rows, columns of all segments)`` and ``(rows, outputs)``."""
-        x, r = (t.reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
+        wide = torch.promote_types(read.dtype, torch.float32)
+        x, r = (t.to(wide).reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
         new = x.mT @ x, x.mT @ r, x.sum(1), r.sum(1)
         before = self._second, self._cross, self._read, self._lacking
         self._second, self._cross, self._read, self._lacking = (
@@ -290,7 +293,9 @@ class _Sums:
         if centred:
             second = second - self._read[:, :, None] * self._read[:, None] / self._rows
             cross = cross - self._read[:, :, None] * self._lacking[:, None] / self._rows
-        size = ridge * second.diagonal(dim1=1, dim2=2).mean().clamp(min=torch.finfo(second.dtype).tiny)
+        squares = self._second.diagonal(dim1=1, dim2=2).mean()
+        size = ridge * torch.maximum(second.diagonal(dim1=1, dim2=2).mean(), 1e-6 * squares)
+        size = size if size > 0 else torch.ones_like(size)  # nothing but zeros is read
         best: Tensor = torch.linalg.solve(second + size * torch.eye(second.shape[1]).to(second), cross)
         return best.mT.flatten(0, 1)
 

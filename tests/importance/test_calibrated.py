@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 import qcqp_prune as qp
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.calibrated import Calibrated, increments
+from qcqp_prune.importance.readers import readers
 from qcqp_prune.models import DigitsNet
 from tests.networks import liven
 
@@ -179,3 +181,91 @@ def test_bad_input_is_refused(options: dict[str, object], message: str) -> None:
     graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
     with pytest.raises(InvalidOptionError, match=message):
         Calibrated(**options)(model, graph)
+
+
+class Words(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.words, self.memory = nn.Embedding(9, 8), kind(8, 6, num_layers=2, batch_first=True)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.memory(self.words(x))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_scored_cut_and_run(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model = Words(kind).eval()
+    data = [(torch.randint(9, (12, 5)), torch.randint(4, (12,))) for _ in range(3)]
+    recovery = qp.Recovery(train=data, validation=data, repair=None)
+    small, report = qp.prune(model, data[0][0], budgets="50%", recovery=recovery)
+    assert report.importance == "Calibrated"
+    assert small(data[0][0]).shape == (12, 4)  # itself, not a copy of it
+
+
+def test_units_of_equal_worth_go_in_the_order_of_elimination() -> None:
+    """A dead layer's units are all worth nothing: not one of them is worth the same as another."""
+    model = chain()
+    with torch.no_grad():
+        model[4].weight.zero_()
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    worth = Calibrated(DATA)(model, graph).unary[graph.units([g.id for g in graph.groups].index("0"))]
+    assert len(set(worth.tolist())) == 8 or (worth == 0).all()
+    model = chain()
+    data = [(x, model(x).detach()) for x, _ in DATA]
+    form = Calibrated(data, F.mse_loss, ratios=(0.5, 0.6))(model, graph)
+    worth = form.unary[graph.units([g.id for g in graph.groups].index("0"))]
+    assert len(set(worth.tolist())) == 8
+
+
+def test_a_layer_that_reads_one_value_only_is_no_obstacle() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(-1.0)  # the ReLU gives zeros
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    assert np.isfinite(Calibrated(DATA)(model, graph).unary).all()
+
+
+def test_a_weight_tied_to_an_embedding_is_not_refitted() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.mix, self.out = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+            self.out.weight = self.words.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.mix(self.words(x))).mean(1))
+
+    torch.manual_seed(0)
+    model = Tied().eval()
+    x = torch.randint(9, (20, 5))
+    graph = qp.trace(model, x)
+    found = readers(Observed(model, graph), [x])
+    assert {name for name, _ in found} == {"mix.weight"}
+
+
+@pytest.mark.parametrize(
+    ("output", "targets"),
+    [
+        (lambda y: {"logits": y}, torch.zeros(6, dtype=torch.int64)),
+        (lambda y: y, torch.zeros(6, 4)),
+        (lambda y: y, torch.full((6,), 4)),
+        (lambda y: y, torch.zeros(6, dtype=torch.int32)),
+    ],
+    ids=["a dict", "no labels", "no such class", "another kind of number"],
+)
+def test_the_default_loss_asks_for_logits_and_labels(output: object, targets: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> object:
+            return output(self.b(torch.relu(self.a(x))))
+
+    model, x = Net().eval(), torch.randn(6, 5)
+    graph = qp.trace(model, x)
+    with pytest.raises(InvalidOptionError, match="loss of your own"):
+        Calibrated([(x, targets)])(model, graph)

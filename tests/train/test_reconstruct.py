@@ -219,3 +219,36 @@ def test_bad_input_is_refused() -> None:
         reconstruct(model, model, graph, masks, DATA, method="best")
     with pytest.raises(InvalidOptionError, match="no batch"):
         reconstruct(model, model, graph, masks, [])
+
+
+class Norms(nn.Module):
+    """A branch that ends in a norm of the batch's own statistics, one norm behind two layers, a map of one vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.one, self.two = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 6, 1, bias=False)
+        self.own = nn.BatchNorm2d(6, track_running_stats=False)
+        self.again, self.shared = nn.Conv2d(6, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.vector, self.map = nn.Parameter(torch.randn(5)), nn.Linear(5, 4)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.own(self.two(torch.relu(self.one(x)))))
+        x = self.shared(self.again(torch.relu(self.shared(self.again(x)))))
+        return self.head(x.mean((2, 3))) + self.map(self.vector)
+
+
+def test_unusual_norms_and_vectors_do_not_end_it() -> None:
+    torch.manual_seed(0)
+    model = liven(Norms()).eval()
+    graph = qp.trace(model, DATA[0][0])
+    masks = selected(graph, {"one": [0, 3, 5]})
+    small = qp.shrink(model, graph, masks)
+    wanted = made(model, model)
+    before = float((made(small, small) - wanted).square().mean())
+    record = reconstruct(small, model, graph, masks, DATA)
+    assert {"stem", "one", "two", "head"} <= set(record.layers)
+    assert {"again", "again@2", "map"} == set(record.left)
+    assert float((made(small, small) - wanted).square().mean()) < before
