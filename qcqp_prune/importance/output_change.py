@@ -37,16 +37,18 @@ class OutputChange:
 
     A weight with more than 6,144 columns has no products of two columns, only squares: its units get linear terms. A
     weight that is called several times counts once, over all that it reads. Depthwise convolutions are no readers:
-    what they read goes with what they make, and the next layer reads that.
+    what they read goes with what they make, and the next layer reads that. A weight that an embedding shares is left
+    out.
 
-    Layers put out a mean without some units that can be put back where they have a bias, or a batch norm behind them
-    that is recalibrated. With ``centred`` such layers are measured with C the covariance: what is left after that.
+    Layers put out a mean without some units that can be put back where they have a bias of their own, or a batch norm
+    behind them that is recalibrated. With ``centred`` such layers are measured with C the covariance: what is left then.
 
     Attributes:
         batches: pairs of (inputs, targets), of which the inputs are used; iterated once, as far as ``samples`` goes.
         samples: how many at most; fewer where more would take too much memory.
         centred: leave out what a shift of the mean repairs.
-        seed: of the loader, of the positions that are looked at in large images, and of the random signs that f is estimated with.
+        seed: of the loader, of the positions that are looked at in large images, and of the random signs that f is
+            estimated with.
 
     References:
         Peng et al., "Collaborative channel pruning for deep networks" (ICML 2019), for pairs of channels of one layer;
@@ -111,14 +113,14 @@ def _of_units(reader: Reader, second: Tensor, axis: IntArray, wanted: BoolArray)
     positions = len(axis)
     weighed = reader.curvature[:, None] * reader.weight
     units, place = np.unique(axis[wanted], return_inverse=True)
-    into = torch.from_numpy(place.ravel()).to(second.device)
-    kept = torch.from_numpy(np.flatnonzero(wanted)).to(second.device)
+    into = torch.from_numpy(place.ravel())
+    kept = torch.from_numpy(np.flatnonzero(wanted))
     if second.ndim == 1:
         squares = (second * (reader.weight * weighed).sum(0)).reshape(positions, -1).sum(1)
-        return units, squares.new_zeros(len(units)).index_add(0, into, squares[kept]).cpu()
+        return units, squares.new_zeros(len(units)).index_add(0, into, squares[kept])
     products = (second * (reader.weight.T @ weighed)).reshape(
         positions, -1, positions, second.shape[0] // positions
     )
     by_position = products.sum((1, 3))[kept][:, kept]
     rows = by_position.new_zeros(len(units), len(kept)).index_add(0, into, by_position)
-    return units, rows.new_zeros(len(units), len(units)).index_add(1, into, rows).cpu()
+    return units, rows.new_zeros(len(units), len(units)).index_add(1, into, rows)

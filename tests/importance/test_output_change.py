@@ -117,7 +117,7 @@ def change(model: nn.Module, graph: qp.ChannelGraph, x: Tensor, kept: np.ndarray
             deltas.append((module(zeroed) - out).detach().double().transpose(0, 1).flatten(1))
             curvature = curvature + out.grad.double().transpose(0, 1).flatten(1).square().sum(1) / len(x)
         delta = torch.cat(deltas, 1)
-        if centred and module.bias is not None:
+        if centred and module.bias is not None and len(seen) == 1:  # a bias of one call only
             delta = delta - delta.mean(1, keepdim=True)
         total += float((delta.square().mean(1) * curvature).sum()) / 2
     return total
