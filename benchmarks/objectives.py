@@ -69,6 +69,10 @@ def fisher(setting: Setting) -> Importance:
     return qp.Fisher(setting.calibration())
 
 
+def changed(setting: Setting) -> Importance:
+    return qp.OutputChange(setting.calibration())
+
+
 OBJECTIVES: dict[str, Objective] = {
     PRINTED: PAPER,
     "Magnitude l2": L2,
@@ -78,6 +82,7 @@ OBJECTIVES: dict[str, Objective] = {
     "Fisher": fisher,
     "Lamp": partial(without_data, qp.Lamp()),
     "Concave(Normalised(Magnitude))": partial(without_data, qp.Concave(qp.Normalised(qp.Magnitude()))),
+    "OutputChange": changed,
     "Random": partial(without_data, qp.Random()),
     DEFAULT: calibrated,
 }

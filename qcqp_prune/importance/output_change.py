@@ -41,7 +41,7 @@ class OutputChange:
     out.
 
     Layers put out a mean without some units that can be put back where they have a bias of their own, or a batch norm
-    behind them that is recalibrated. With ``centred`` such layers are measured with C the covariance: what is left then.
+    behind them that is recalibrated. With ``centred`` C is the covariance for such layers: what is left then.
 
     Attributes:
         batches: pairs of (inputs, targets), of which the inputs are used; iterated once, as far as ``samples`` goes.
