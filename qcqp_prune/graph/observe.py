@@ -18,7 +18,7 @@ from qcqp_prune.graph.export import canonical_names, export, state_placeholders
 from qcqp_prune.graph.follow import follow
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size
 from qcqp_prune.graph.ops import HANDLERS
-from qcqp_prune.graph.walk import Handler, Walk, argument
+from qcqp_prune.graph.walk import Handler, Walk, argument, op_name
 
 See = Callable[[int, Tensor, Tensor], "Tensor | None"]
 """Told of each call of a layer: its index in ``graph.layers``, what it reads, what it makes. May return another."""
@@ -223,6 +223,12 @@ def read_by(node: Node) -> Node:
     source = _source(node)
     assert source is not None, node
     return source
+
+
+def norm_after(node: Node) -> Node | None:
+    """The batch norm that alone reads a result, None where there is none."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and op_name(users[0]) == "aten::batch_norm" else None
 
 
 def _source(node: Node) -> Node | None:

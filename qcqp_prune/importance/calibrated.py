@@ -20,7 +20,7 @@ from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.graph.zeroed import zeroed
 from qcqp_prune.importance.elimination import Elimination, eliminate
-from qcqp_prune.importance.gradients import Loss
+from qcqp_prune.importance.gradients import Loss, device_of
 from qcqp_prune.importance.layerwise import weight_tensors
 from qcqp_prune.importance.patches import write_matrix
 from qcqp_prune.importance.producers import producing_costs
@@ -107,7 +107,7 @@ class Calibrated:
             InvalidScoreError: a loss is NaN or infinite.
         """
         weight_tensors(model, graph)
-        device = next(model.parameters()).device
+        device = device_of(model)
         inputs, targets = samples_of(
             self.batches, graph, self.samples, device, seed=self.seed, who="Calibrated"
         )
@@ -348,7 +348,8 @@ def increments(costs: FloatArray, measured: Mapping[int, float]) -> FloatArray:
         out[done:count] = (measured[count] - total) * weights
         scale = (measured[count] - total) / float(part.sum()) if part.sum() > 0 else scale
         done, total = count, measured[count]
-    out[done:] = costs[done:] * scale
+    # Nothing was measured there; no less than just before, or pooling would lower what was.
+    out[done:] = np.maximum(costs[done:] * scale, out[done - 1] if done else 0.0)
     return np.asarray(isotonic_regression(out).x, np.float64)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcqp_prune.graph.channels import IntArray
-from qcqp_prune.graph.observe import Followed, Observed, read_by
+from qcqp_prune.graph.observe import Followed, Observed, norm_after, read_by
 from qcqp_prune.graph.walk import argument, op_name
 from qcqp_prune.importance.patches import Patches, as_matrix
 
@@ -176,19 +176,16 @@ def shift_of(followed: Followed, node: Node) -> tuple[str, int] | None:
     return followed.state[bias], sign
 
 
-def norm_after(node: Node) -> Node | None:
-    """The batch norm that alone reads a result, None where there is none."""
-    users: Iterator[Node] = iter(node.users)
-    first = next(users, None)
-    if first is None or next(users, None) is not None or op_name(first) != "aten::batch_norm":
-        return None
-    return first
+def weight_of(followed: Followed, node: Node) -> Node | None:
+    """The parameter that a layer's operator multiplies with; None where that is computed from something."""
+    named = (argument(node, name) for name in ("weight", "mat2", "other"))
+    return next((n for n in named if isinstance(n, Node) and n in followed.state), None)
 
 
 def _is_plain(followed: Followed, node: Node) -> bool:
     """Whether an operator multiplies with a parameter as it is, which only layers read: no embedding is tied to it."""
-    found = [argument(node, name) for name in ("weight", "mat2", "other")]
-    return any(w in followed.state and all(user in followed.layer_of for user in w.users) for w in found)
+    weight = weight_of(followed, node)
+    return weight is not None and all(user in followed.layer_of for user in weight.users)
 
 
 def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None, segments: int) -> Reader:

@@ -14,8 +14,8 @@ from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph, Layer
-from qcqp_prune.graph.observe import Observed
-from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.graph.observe import Observed, norm_after
+from qcqp_prune.graph.walk import argument
 from qcqp_prune.importance.gradients import (
     Batches,
     Loss,
@@ -151,9 +151,9 @@ def _scales(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> dict[str, 
     names = followed.program.graph_signature.inputs_to_parameters
     found = {}
     for node, k in followed.layer_of.items():
-        readers = list(node.users)
-        if len(readers) == 1 and op_name(readers[0]) == "aten::batch_norm":
-            both = [argument(readers[0], part) for part in ("weight", "bias")]
+        norm = norm_after(node)
+        if norm is not None:
+            both = [argument(norm, part) for part in ("weight", "bias")]
             known = [names[x.name] for x in both if isinstance(x, Node) and x.name in names]
             if known:
                 found[graph.layers[k].name] = tuple(known)

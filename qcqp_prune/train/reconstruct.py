@@ -14,13 +14,13 @@ from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Layer
-from qcqp_prune.graph.inputs import as_call, batch_size
+from qcqp_prune.graph.inputs import batch_size
 from qcqp_prune.graph.masks import Masks
-from qcqp_prune.graph.observe import Observed, read_by
+from qcqp_prune.graph.observe import Observed, norm_after, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
 from qcqp_prune.importance.patches import Patches, own_matrix, with_own_matrix
-from qcqp_prune.importance.readers import LARGEST, norm_after, rows_for, shift_of
+from qcqp_prune.importance.readers import LARGEST, rows_for, shift_of, weight_of
 from qcqp_prune.importance.samples import samples_of
 from qcqp_prune.train.batches import Loader
 from qcqp_prune.train.modes import placed
@@ -107,7 +107,7 @@ def reconstruct(
         batches, _ = samples_of(loader, graph, samples, where, seed=seed, who="reconstruct")
         fit = _Fit(small, dense, graph, masks.flat(graph), batches, _Options(method, ridge, seed))
         fit.run()
-    return Reconstruction(method, tuple(fit.done), fit.left, len(batches) * _size(batches[0]))
+    return Reconstruction(method, tuple(fit.done), fit.left, len(batches) * batch_size(batches[0]))
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,8 @@ class _Fit:
 
     def _reads_alone(self, node: Node) -> bool:
         """Whether a layer's operator, and nothing else, reads its weight."""
-        names = ("weight", "mat2", "other")
-        state = self._small.followed.state
-        source = next((n for name in names if (n := argument(node, name)) in state), None)
-        return source is not None and len(source.users) == 1
+        weight = weight_of(self._small.followed, node)
+        return weight is not None and len(weight.users) == 1
 
     def _goals(self, node: Node, dense: Node, kept: Tensor, layer: Layer) -> list[Tensor] | None:
         """What the layer is to make for each batch, in full size."""
@@ -325,8 +323,3 @@ def _first(left: dict[str, str]) -> str:
         f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} ({reason})"
         for reason, names in reasons.items()
     )
-
-
-def _size(call: object) -> int:
-    """Samples of a batch."""
-    return batch_size(as_call(call))

@@ -99,11 +99,9 @@ def test_greedy_elimination_beats_every_other_four_channels_it_could_have_starte
         ([1.0, 3.0, 2.0, 2.0], {2: 4.0, 3: 5.0}, [1.0, 5 / 3, 5 / 3, 5 / 3]),
         ([0.0, 0.0, 1.0], {2: 4.0}, [2.0, 2.0, 2.0]),
     ],
-    ids=["convex", "pooled where it falls", "costs of nothing"],
+    ids=["convex", "pooled where it falls", "nothing is known beyond"],
 )
 def test_increments_by_hand(costs: list[float], measured: dict[int, float], wanted: list[float]) -> None:
-    if wanted == [2.0, 2.0, 2.0]:  # beyond the last measurement nothing is known: the scale of what was
-        wanted = [4 / 3, 4 / 3, 4 / 3]
     assert increments(np.asarray(costs), measured) == pytest.approx(wanted)
 
 
@@ -205,14 +203,11 @@ def test_recurrent_layers_are_scored_cut_and_run(kind: type[nn.RNNBase]) -> None
 
 
 def test_units_of_equal_worth_go_in_the_order_of_elimination() -> None:
-    """A dead layer's units are all worth nothing: not one of them is worth the same as another."""
+    """Channels that nothing tells apart, as none of them reaches the outputs, beside a group that matters."""
     model = chain()
     with torch.no_grad():
-        model[4].weight.zero_()
+        model[4].weight[:, :16].zero_()  # four of the eight channels
     graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
-    worth = Calibrated(DATA)(model, graph).unary[graph.units([g.id for g in graph.groups].index("0"))]
-    assert len(set(worth.tolist())) == 8 or (worth == 0).all()
-    model = chain()
     data = [(x, model(x).detach()) for x, _ in DATA]
     form = Calibrated(data, F.mse_loss, ratios=(0.5, 0.6))(model, graph)
     worth = form.unary[graph.units([g.id for g in graph.groups].index("0"))]
