@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def prune_in_rounds(
 
 
 def _selected(problem: PruningProblem, steps: Steps, file: Path | None, flat: BoolArray) -> SolveReport:
-    """Solve, or read the selection that an interrupted run went on from: under a time limit a second may differ.
+    """Solve, or read the selection that an interrupted run goes on from: under a time limit a second may differ.
 
     Raises:
         PlanError: the file is of another run.
@@ -143,7 +143,24 @@ def _selected(problem: PruningProblem, steps: Steps, file: Path | None, flat: Bo
                 f"{file} belongs to another run: delete it and the checkpoints beside it to start anew, or give "
                 "another path as checkpoint"
             )
-        return SolveReport.from_json(data["solve"])
+        found = SolveReport.from_json(data["solve"])
+        return replace(found, notes=(*found.notes, f"read from {file}, not solved again"))
     solved = steps.select(problem)
     write_json(file, {"format": FORMAT, "of": identity, "solve": solved.to_json()})
     return solved
+
+
+def settings_of(thing: Any) -> Any:
+    """What something was made with, as plain data to compare two runs by: its name, words, numbers and parts.
+
+    Of data, functions and arrays only the kind is said: that they are the same cannot be seen by looking at them.
+    """
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    if isinstance(thing, list | tuple) and all(isinstance(x, bool | int | float | str) for x in thing):
+        return list(thing)
+    if isinstance(thing, Mapping):
+        return {str(key): settings_of(value) for key, value in thing.items()}
+    name = getattr(thing, "__name__", type(thing).__name__)
+    parts = fields(thing) if is_dataclass(thing) else ()
+    return {"name": name, **{f.name: settings_of(getattr(thing, f.name)) for f in parts}}

@@ -14,7 +14,7 @@ from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.continuous import Indicators, Training, train_regularised, unfinished, unscored
 from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError
-from qcqp_prune.gradual import Steps, prune_in_rounds
+from qcqp_prune.gradual import Steps, prune_in_rounds, settings_of
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
@@ -155,8 +155,21 @@ def prune(
     def cut(whole: nn.Module, masks: Masks) -> tuple[nn.Module, Verification]:
         return shrink_and_verify(whole, graph, masks, realisation=realisation, resources=counted)
 
-    named = solver if isinstance(solver, str) else solver.name
-    steps = Steps(scores, select, cut, {"importance": describe(scores), "solver": named})
+    identity = {
+        "importance": settings_of(importance if training is not None else scores),
+        "training": None if training is None else settings_of(training.method),
+        "control": None if training is None else settings_of(training.control),
+        "solver": solver if isinstance(solver, str) else solver.name,
+        "limits of the solver": [
+            time_limit,
+            seed,
+            wishes.time_limit,
+            wishes.gap_limit,
+            wishes.work_limit,
+            wishes.seed,
+        ],
+    }
+    steps = Steps(scores, select, cut, identity)
     small, solved, done = prune_in_rounds(model, dense, problem, rounds, steps, recovery, watch, clock)
     flat, last = solved.masks.flat(graph), done[-1]
     report = PruneReport(

@@ -49,7 +49,7 @@ class Recovery:
         epochs: of finetuning; 0 for none.
         config: the recipe of the finetuning; ``FinetuneConfig.recommended(model)`` where None. With ``distillation``
             the network that was handed in is the teacher.
-        checkpoint: a file from which a killed finetuning goes on.
+        checkpoint: a file from which a killed finetuning goes on; beside it lies the selection that it is of.
 
     Raises:
         InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair.
@@ -96,10 +96,11 @@ class Recovery:
         return replace(self, epochs=rounds.epochs, checkpoint=file)
 
     def selection_file(self, number: int, rounds: Rounds) -> Path | None:
-        """Where the selection of one of several rounds lies beside the checkpoints, None without such."""
-        if rounds.count == 1 or self.checkpoint is None:
+        """Where the selection of a round lies beside the checkpoints, None without such."""
+        if self.checkpoint is None or (rounds.count == 1 and not self.epochs):
             return None
-        return Path(f"{os.fspath(self.checkpoint)}.round{number}.json")
+        which = "selection" if rounds.count == 1 else f"round{number}"
+        return Path(f"{os.fspath(self.checkpoint)}.{which}.json")
 
 
 @dataclass(frozen=True)

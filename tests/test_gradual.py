@@ -314,6 +314,46 @@ def test_a_killed_run_goes_on_and_does_not_solve_again(
     assert [r.kept for r in again.rounds] == [r.kept for r in report.rounds]
 
 
+def test_at_once_a_killed_run_goes_on_with_the_units_that_it_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second solve may choose otherwise: here it would, and is not asked."""
+    call: dict[str, Any] = {"budgets": "50%", "solver": "highs"}
+    whole, report = qp.prune(net(), IMAGE, recovery=qp.Recovery(train=Images(), epochs=2, config=CPU), **call)
+    file = tmp_path / "run"
+    recovery = qp.Recovery(train=Images((3, 1)), epochs=2, config=CPU, checkpoint=file)
+    with pytest.raises(KeyboardInterrupt):
+        qp.prune(net(), IMAGE, recovery=recovery, **call)
+
+    def never(*_: Any, **__: Any) -> qp.SolveReport:
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr(pipeline, "solve", never)
+    recovery = qp.Recovery(train=Images(), epochs=2, config=CPU, checkpoint=file)
+    resumed, again = qp.prune(net(), IMAGE, recovery=recovery, **call)
+    assert again.masks == report.masks
+    assert same_weights(whole, resumed)
+    assert any("not solved again" in note for note in again.solve.notes)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"budgets": "40%"},
+        {"importance": qp.Magnitude("l2")},
+        {"importance": qp.Calibrated(Images(), ratios=(0.5,))},
+        {"time_limit": 3.0},
+    ],
+    ids=["budget", "importance", "ratios", "time limit"],
+)
+def test_at_once_a_selection_of_another_run_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
+    recovery = qp.Recovery(train=Images(), epochs=1, config=CPU, checkpoint=tmp_path / "run")
+    call: dict[str, Any] = {"solver": "highs", "recovery": recovery, "budgets": "50%"}
+    qp.prune(net(), IMAGE, **call)
+    with pytest.raises(qp.PlanError, match="belongs to another run"):
+        qp.prune(net(), IMAGE, **{**call, **other})
+
+
 def test_selections_of_another_run_are_refused(tmp_path: Path) -> None:
     call: dict[str, Any] = {"rounds": qp.Rounds(2, 1), "solver": "highs"}
     recovery = qp.Recovery(train=Images(), config=CPU, checkpoint=tmp_path / "run")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from qcqp_prune.graph.walk import CONSTANTS, additions, is_pointwise, op_name
 from qcqp_prune.graph.zeroed import kernel_mask, tensor_mask
 
 Hook = Callable[[Node, Any], None]
+
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 
 _TABLES = (SUMS, RULES, PRODUCTS, LOOKUPS, WINDOWS, RECURRENT)
 
@@ -141,6 +144,10 @@ class MaskedNetwork:
             return self._state(module, str(node.target), dtype)
         return execute(node, env)
 
+    def arithmetic(self, program: ExportedProgram) -> MaskedArithmetic:
+        """For a run of the network's layers with masks, step by step, from wherever its masks begin to matter."""
+        return MaskedArithmetic(self._held, self._sum, additions(program.graph))
+
     def _sum(self, index: int, value: Any) -> Any:
         if not isinstance(value, Value):
             return value
@@ -154,7 +161,10 @@ class MaskedNetwork:
         tensor = _attribute(module, target)
         if not isinstance(tensor, Tensor):
             return tensor
-        name = self._canonical.get(target, "")
+        return self._held(self._canonical.get(target, ""), tensor, dtype)
+
+    def _held(self, name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Value:
+        """A parameter or buffer, with what is removed at zero."""
         spec, kernel = self._specs.get(name), self._kernels.get(name)
         # Made when read: masks of all weights at once take a byte for each.
         mask = None if spec is None else tensor_mask(self._graph, spec, self._flat)
@@ -168,6 +178,36 @@ class MaskedNetwork:
             return Value(tensor.clone(), follows=follows)
         mask = mask.to(tensor.device)
         return Value(tensor.masked_fill(~mask, 0), mask, follows)
+
+
+@dataclass(frozen=True)
+class MaskedArithmetic:
+    """An ``observe.Arithmetic`` on values and masks; a tensor without a mask is kept as a whole.
+
+    Attributes:
+        held: a parameter or buffer of a name, with what is removed at zero.
+        summed: the result of the addition of a number.
+        sums: the numbers of a program's additions.
+    """
+
+    held: Callable[[str, Tensor], Value]
+    summed: Callable[[int, Any], Any]
+    sums: Mapping[Node, int]
+
+    def state(self, name: str, tensor: Tensor) -> Any:
+        """What stands for a parameter or buffer."""
+        return self.held(name, tensor)
+
+    def step(self, node: Node, env: Mapping[Node, Any]) -> Any:
+        """The result of an operator, given what it reads."""
+        if node.target is _ASSERTION:
+            return None
+        out = execute(node, pytree.tree_map_only(Tensor, Value, dict(env)))
+        return self.summed(self.sums[node], out) if node in self.sums else out
+
+    def plain(self, value: Any) -> Any:
+        """A result as PyTorch has it."""
+        return value.value if isinstance(value, Value) else value
 
 
 def _weights_when_read(module: GraphModule) -> Iterator[Node]:
@@ -190,9 +230,7 @@ def exported_module(program: ExportedProgram) -> GraphModule:
     assert isinstance(module, GraphModule)
     # Assertions on dtypes, which a comparison in double precision would break.
     for part in [m for m in module.modules() if isinstance(m, GraphModule)]:
-        for node in part.graph.find_nodes(
-            op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
-        ):
+        for node in part.graph.find_nodes(op="call_function", target=_ASSERTION):
             part.graph.erase_node(node)
         part.recompile()
     return module

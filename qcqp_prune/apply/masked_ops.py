@@ -1,4 +1,4 @@
-"""Mask-aware operators: each takes values with masks and gives values with masks. Used by the oracle only."""
+"""Mask-aware operators: each takes values with masks and gives values with masks."""
 
 from __future__ import annotations
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -24,12 +25,40 @@ See = Callable[[int, Tensor, Tensor], "Tensor | None"]
 """Told of each call of a layer: its index in ``graph.layers``, what it reads, what it makes. May return another."""
 
 
+class Arithmetic(Protocol):
+    """What a run computes with; by default tensors, by PyTorch."""
+
+    def state(self, name: str, tensor: Tensor) -> Any:
+        """What stands for a parameter or buffer."""
+
+    def step(self, node: Node, env: Mapping[Node, Any]) -> Any:
+        """The result of an operator, given what it reads."""
+
+    def plain(self, value: Any) -> Any:
+        """A result as PyTorch has it."""
+
+
+class _Tensors:
+    """PyTorch's own."""
+
+    def state(self, name: str, tensor: Tensor) -> Any:
+        return tensor
+
+    def step(self, node: Node, env: Mapping[Node, Any]) -> Any:
+        args, kwargs = pytree.tree_map_only(Node, env.__getitem__, (node.args, dict(node.kwargs)))
+        return cast(Callable[..., Any], node.target)(*args, **kwargs)
+
+    def plain(self, value: Any) -> Any:
+        return value
+
+
 class Observed:
     """A network in eval mode whose layers are looked at while it runs.
 
     The exported graph is interpreted, so that it makes no difference whether a layer is a module, a function, part of
     a packed projection, or called twice. It computes with the model's own tensors: gradients reach its parameters, and
-    a weight that is changed in place counts from the next operator on. Exported anew for each shape of the inputs.
+    a weight that is changed in place counts from the next operator on. Of a buffer that the forward writes each run has
+    a copy. Exported anew for each shape of the inputs.
 
     Args:
         model: the module that was traced, or one with the same layers.
@@ -90,6 +119,7 @@ class Followed:
         layer_of: index in ``graph.layers`` of each node that is a call of a layer with a weight of its own.
         state: name of the parameter or buffer that each placeholder stands for, of tied ones the first.
         done_after: what is read for the last time by each node.
+        written: placeholders of buffers that an operator writes in place, such as a count of calls.
     """
 
     def __init__(
@@ -116,6 +146,11 @@ class Followed:
         self.done_after: dict[Node, list[Node]] = {}
         for source, node in last.items():
             self.done_after.setdefault(node, []).append(source)
+        self.written = {
+            root
+            for node in self.program.graph.nodes
+            if _aliases(node, written=True) and (root := _root(node.args[0])) in self.state
+        }
 
 
 class Steps:
@@ -132,6 +167,7 @@ class Steps:
         self._batches = len(calls)
         self._next = 0
         self._values: dict[Node, list[Any]] = {}
+        self._arithmetic: Arithmetic = _Tensors()
         self._bind([iter(pytree.tree_leaves(call)) for call in calls])
 
     def __getitem__(self, node: Node) -> list[Any]:
@@ -166,29 +202,29 @@ class Steps:
                 module = getattr(module, name)
             self._values[node] = [module] * self._batches
             return self._values[node]
-        target = cast(Callable[..., Any], node.target)
-        self._values[node] = []
-        for batch in range(self._batches):
-            here = {source: self._values[source][batch] for source in node.all_input_nodes}
-            args, kwargs = pytree.tree_map_only(Node, here.__getitem__, (node.args, dict(node.kwargs)))
-            self._values[node].append(target(*args, **kwargs))
+        self._values[node] = [
+            self._arithmetic.step(node, {source: self._values[source][b] for source in node.all_input_nodes})
+            for b in range(self._batches)
+        ]
         return self._values[node]
 
-    def fork(self, changes: Mapping[str, Tensor]) -> Steps:
+    def fork(self, changes: Mapping[str, Tensor], arithmetic: Arithmetic | None = None) -> Steps:
         """A run from here on with other parameters or buffers, which nothing that was computed so far has read.
 
         Args:
             changes: by name, in the network's own shapes.
+            arithmetic: that it computes with from here on; this run's own when None.
         """
         other = copy.copy(self)
+        other._arithmetic = arithmetic or self._arithmetic
         state = self.followed.state
         # One copy for all: operators that work in place find views of one tensor still views of one.
         own = {node: values for node, values in self._values.items() if node not in state}
         other._values = dict(zip(own, copy.deepcopy(list(own.values())), strict=True))
         for node, values in self._values.items():
             if node in state:
-                changed = changes.get(state[node])
-                other._values[node] = values if changed is None else [changed] * self._batches
+                tensor = changes.get(state[node], values[0])
+                other._values[node] = [other._arithmetic.state(state[node], tensor)] * self._batches
         return other
 
     def results(self) -> list[Any]:
@@ -197,7 +233,9 @@ class Steps:
             pass
         spec = self.followed.program.call_spec.out_spec
         return [
-            pytree.tree_unflatten([x[b] if isinstance(x, list) else x for x in self.outputs], spec)
+            pytree.tree_unflatten(
+                [self._arithmetic.plain(x[b]) if isinstance(x, list) else x for x in self.outputs], spec
+            )
             for b in range(self._batches)
         ]
 
@@ -213,7 +251,9 @@ class Steps:
             if spec.kind is InputKind.USER_INPUT:
                 self._values[node] = [next(x) for x in leaves]
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                self._values[node] = [tensors[str(spec.target)]] * len(leaves)
+                tensor = tensors[str(spec.target)]
+                own = tensor.detach().clone() if node in self.followed.written else tensor
+                self._values[node] = [own] * len(leaves)
             else:
                 self._values[node] = [program.constants[str(spec.target)]] * len(leaves)
 
@@ -229,6 +269,21 @@ def norm_after(node: Node) -> Node | None:
     """The batch norm that alone reads a result, None where there is none."""
     users = list(node.users)
     return users[0] if len(users) == 1 and op_name(users[0]) == "aten::batch_norm" else None
+
+
+def _aliases(node: Any, *, written: bool = False) -> bool:
+    """Whether an operator's result lies in its first argument, or whether it writes there."""
+    if not (isinstance(node, Node) and isinstance(node.target, torch._ops.OpOverload) and node.args):
+        return False
+    first = node.target._schema.arguments[0].alias_info
+    return first is not None and (first.is_write or not written)
+
+
+def _root(source: Any) -> Any:
+    """What a view is a view of."""
+    while _aliases(source):
+        source = source.args[0]
+    return source
 
 
 def _source(node: Node) -> Node | None:

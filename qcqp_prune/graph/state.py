@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,15 +38,34 @@ def tensors_replaced(model: nn.Module, change: Callable[[Tensor], Tensor]) -> It
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without caches; afterwards each module is in its own mode."""
+    """The model in eval mode and without caches; afterwards modes and buffers are what they were."""
     modes = {module: module.training for module in model.modules()}
-    with caches_dropped(model):
+    with caches_dropped(model), buffers_kept(model):
         try:
             model.eval()
             yield
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers that a forward writes, such as a count of its calls, are afterwards what they were."""
+    held = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_meta
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for store, name, buffer, before in held:
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+                store[name] = buffer
 
 
 @contextlib.contextmanager

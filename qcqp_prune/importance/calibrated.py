@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,23 +12,18 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
-from torch.fx import Node
 
-from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
-from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
+from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
-from qcqp_prune.graph.zeroed import zeroed
-from qcqp_prune.importance.elimination import Elimination, eliminate
+from qcqp_prune.importance.cuts import Cut
 from qcqp_prune.importance.gradients import Loss, device_of
 from qcqp_prune.importance.layerwise import weight_tensors
-from qcqp_prune.importance.patches import write_matrix
-from qcqp_prune.importance.producers import producing_costs
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
 from qcqp_prune.importance.samples import first, samples_of
+from qcqp_prune.importance.trials import Trials
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
-
-logger = logging.getLogger(__name__)
 
 _WORK, _FEWEST, _MOST = 1.5e12, 64, 1_000
 """Multiply-adds of all trials together, and limits of the samples that they are made on."""
@@ -54,9 +48,6 @@ class Calibrated:
     The objective is linear in the units, and because the worths rise along the order its best selection keeps the
     last ones: so it is the exact sum of the groups' curves, a concave utility of how much each group keeps, which
     every solver takes. ``form.unary.sum() - form.evaluate(mask)`` is the predicted increase of the loss.
-
-    A trial holds what goes at zero, so a norm whose statistics run over channels that go (the stream of a transformer,
-    a group norm) is measured with zeros where there will be nothing; the rest is as it will be.
 
     Where no weight reads units one by one (kernel columns, writers of freely shared sums, recurrent layers) they are
     ordered by what they put out, or by their size, and measured without a refit. A branch that can be removed as a
@@ -117,7 +108,7 @@ class Calibrated:
         cuts = list(self._cuts(graph, observed, found))
         del found
         tried = first(inputs, targets, self.trials or _affordable(graph, cuts))
-        losses = _Trials(observed, self.loss or _cross_entropy, *tried).run(cuts)
+        losses = Trials(observed, self.loss or _cross_entropy, *tried).run(cuts)
         return _form(graph, cuts, losses)
 
     def _cuts(self, graph: ChannelGraph, observed: Observed, found: Mapping[Key, Reader]) -> Iterator[Cut]:
@@ -133,152 +124,6 @@ class Calibrated:
             yield Cut.of(graph, observed, found, tuple(groups), tuple(counts), self.ridge)
         for b in range(len(graph.blocks)):
             yield Cut.of_block(graph, b)
-
-
-@dataclass(frozen=True, eq=False)
-class Cut:
-    """Units that go together in trials.
-
-    Attributes:
-        groups: indices; one, several that keep equally many, or the unit of a branch and all groups within it.
-        counts: how many units of each group are removed in turn.
-        eliminations: of each group; none for a branch.
-        refitted: for each group its readers.
-        block: index of the branch, or None.
-    """
-
-    groups: tuple[int, ...]
-    counts: tuple[int, ...]
-    eliminations: tuple[Elimination, ...] = ()
-    refitted: tuple[tuple[Reader, ...], ...] = ()
-    block: int | None = None
-
-    @classmethod
-    def of(
-        cls,
-        graph: ChannelGraph,
-        observed: Observed,
-        found: Mapping[Key, Reader],
-        groups: tuple[int, ...],
-        counts: tuple[int, ...],
-        ridge: float,
-    ) -> Cut:
-        """Groups that keep equally many, each in its order of elimination."""
-        eliminations, refitted = [], []
-        parts = set(graph.links.parts.tolist())
-        for g in groups:
-            units = graph.units(g)
-            span = range(units.start, units.stop)
-            mine = [
-                (r, r.columns_of(graph.axes[graph.layers[r.layer].in_axis], span)) for r in found.values()
-            ]
-            mine = [] if span.start in parts else [(r, columns) for r, columns in mine if columns.numel()]
-            if mine:
-                eliminations.append(eliminate(mine, len(span), counts, ridge=ridge))
-            else:
-                eliminations.append(_by_cost(producing_costs(graph, observed, found, span)))
-            refitted.append(tuple(r for r, _ in mine))
-        return cls(groups, counts, tuple(eliminations), tuple(refitted))
-
-    @classmethod
-    def of_block(cls, graph: ChannelGraph, block: int) -> Cut:
-        """A branch as a whole."""
-        own = int(graph.group_of_unit[graph.blocks[block].unit])
-        return cls((own, *sorted(graph.emptied_with(block))), (1,), block=block)
-
-    def flat(self, graph: ChannelGraph, count: int) -> BoolArray:
-        """The mask of a trial, ``(unit_count,)``."""
-        flat = np.ones(graph.unit_count, np.bool_)
-        for k, g in enumerate(self.groups):
-            units = graph.units(g)
-            gone = slice(None) if self.block is not None else self.eliminations[k].order[:count]
-            flat[np.arange(units.start, units.stop)[gone]] = False
-        return flat
-
-    def touches(self, graph: ChannelGraph) -> set[str]:
-        """Names of the parameters and buffers that trials change."""
-        flat = self.flat(graph, self.counts[-1]) if self.counts else np.ones(graph.unit_count, np.bool_)
-        gone = {k for k, axis in enumerate(graph.axes) if not flat[axis].all()}
-        names = {t.name for t in graph.tensors if gone & {*t.axes, t.columns}}
-        if self.block is not None:
-            names |= set(graph.blocks[self.block].tensors)
-        for reader in (r for mine in self.refitted for r in mine):
-            names |= {graph.layers[reader.layer].weight, *([reader.shift[0]] if reader.shift else [])}
-        return names
-
-    def changes(self, observed: Observed, count: int) -> dict[str, Tensor]:
-        """Parameters and buffers of a trial: readers refitted, and what goes at zero."""
-        graph = observed.graph
-        new: dict[str, Tensor] = {}
-        for elimination, mine in zip(self.eliminations, self.refitted, strict=True):
-            for reader, matrix in zip(mine, elimination.refits.get(count, []), strict=False):
-                layer = graph.layers[reader.layer]
-                whole = new.get(layer.weight, observed.tensor(layer.weight))
-                # Of several groups that one weight reads, each changes what the others left.
-                change = matrix - reader.weight
-                new[layer.weight] = whole + write_matrix(layer, torch.zeros_like(whole), change)
-                if reader.shift:
-                    name, sign = reader.shift
-                    moved = change @ (reader.first / reader.rows)
-                    own = (
-                        moved.to(whole) if layer.rows is None else moved.new_zeros(len(observed.tensor(name)))
-                    )
-                    if layer.rows is not None:
-                        own[slice(*layer.rows)] = moved
-                    new[name] = new.get(name, observed.tensor(name)) - sign * own.to(whole)
-        flat = self.flat(graph, count)
-        gone = {k for k, axis in enumerate(graph.axes) if not flat[axis].all()}
-        for spec in graph.tensors:
-            if gone & {*spec.axes, spec.columns}:
-                new[spec.name] = zeroed(new.get(spec.name, observed.tensor(spec.name)), graph, spec, flat)
-        if self.block is not None:
-            new |= {n: torch.zeros_like(observed.tensor(n)) for n in graph.blocks[self.block].tensors}
-        return new
-
-
-class _Trials:
-    """Measures the loss of a network with one cut after another: one pass, from which each trial branches off."""
-
-    def __init__(
-        self, observed: Observed, loss: Loss, inputs: Sequence[Any], targets: Sequence[Tensor]
-    ) -> None:
-        self._observed, self._loss, self._inputs, self._targets = observed, loss, inputs, targets
-
-    def run(self, cuts: Sequence[Cut]) -> list[dict[int, float]]:
-        """For each cut what each of its counts adds to the loss, never less than at a smaller count."""
-        with torch.no_grad():
-            steps = self._observed.steps(self._inputs)
-            base = self._mean(steps.fork({}).results())
-            read_first: dict[str, tuple[int, Node]] = {}
-            for place, node in enumerate(steps.followed.program.graph.nodes):
-                for source in node.all_input_nodes:
-                    if source in steps.followed.state:
-                        read_first.setdefault(steps.followed.state[source], (place, node))
-            starts: dict[Node, list[int]] = defaultdict(list)
-            for k, cut in enumerate(cuts):
-                names = cut.touches(self._observed.graph)
-                read = [read_first[name] for name in names if name in read_first]
-                if read:
-                    starts[min(read, key=lambda x: x[0])[1]].append(k)
-            found: list[dict[int, float]] = [{} for _ in cuts]
-            for node in steps:
-                for k in starts.get(node, ()):
-                    worst = 0.0
-                    for count in cuts[k].counts:
-                        fork = steps.fork(cuts[k].changes(self._observed, count))
-                        worst = max(worst, self._mean(fork.results()) - base)
-                        found[k][count] = worst
-                    logger.debug("%s: loss added %s", cuts[k].groups, found[k])
-        return found
-
-    def _mean(self, outputs: Sequence[Any]) -> float:
-        losses = [float(self._loss(y, t)) for y, t in zip(outputs, self._targets, strict=True)]
-        mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
-            raise InvalidScoreError(
-                f"the loss on the calibration data is {mean}: check the loss, the data and the weights"
-            )
-        return mean
 
 
 def _cross_entropy(output: Any, targets: Tensor) -> Tensor:
@@ -351,8 +196,3 @@ def increments(costs: FloatArray, measured: Mapping[int, float]) -> FloatArray:
     # Nothing was measured there; no less than just before, or pooling would lower what was.
     out[done:] = np.maximum(costs[done:] * scale, out[done - 1] if done else 0.0)
     return np.asarray(isotonic_regression(out).x, np.float64)
-
-
-def _by_cost(costs: FloatArray) -> Elimination:
-    order: IntArray = np.argsort(costs, kind="stable").astype(np.int64)
-    return Elimination(order, costs[order], {})

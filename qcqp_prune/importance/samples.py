@@ -29,7 +29,7 @@ def samples_of(
     seed: int = 0,
     who: str,
 ) -> tuple[list[Any], list[Tensor]]:
-    """Batches of one size with ``samples`` samples at most together, and one batch at least.
+    """Batches of one size with ``samples`` samples at most together; a part of the first where it alone has more.
 
     Fewer where more would take too much memory, because all are held at once: those whose results of the
     largest layer fit four times into two gigabytes.
@@ -55,7 +55,7 @@ def samples_of(
     largest = max(
         (x.out_elements * len(graph.axes[x.out_axis]) * x.itemsize for x in graph.layers), default=1
     )
-    samples = min(samples, HELD // (_ALIVE * max(largest, 1)))
+    samples = max(1, min(samples, HELD // (_ALIVE * max(largest, 1))))
     for batch in _from_start(batches, seed):
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             raise InvalidOptionError(
@@ -72,7 +72,7 @@ def samples_of(
         raise InvalidOptionError(
             f"{who} was given no batch: pass a loader with at least one (one-shot iterators run dry)"
         )
-    return inputs, targets
+    return first(inputs, targets, samples)
 
 
 def _from_start(batches: Iterable[Any], seed: int) -> Iterator[Any]:

@@ -138,7 +138,7 @@ class SolveReport:
             why = (
                 "no bound was proved"
                 if self.bound is None
-                else "the bound's solver cannot write down its proof"
+                else "the bound's solver cannot write down its proof, or the report was read from a file"
             )
             raise NoCertificateError(
                 f"there is no certificate, for {why}: solve with a solver that gives multipliers, such as the "

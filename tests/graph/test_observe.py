@@ -89,3 +89,37 @@ def test_modes_come_back_and_another_network_is_refused() -> None:
     other = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 2))
     with pytest.raises(MaskMismatchError, match="trace this model"):
         Observed(other, graph).run(torch.randn(3, 1, 8, 8), lambda *_: None)
+
+
+class Counting(nn.Module):
+    """Buffers that a forward writes: in place, through a view, and by putting another in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(2, 3))
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        self.seen[1] += 2
+        self.last = self.last + 3
+        return self.second(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    "score",
+    [qp.Calibrated, qp.Taylor, qp.Fisher, qp.Activation, qp.OutputChange, qp.NeuronSensitivity],
+    ids=lambda x: x.__name__,
+)
+def test_scoring_leaves_buffers_that_a_forward_writes(score: type) -> None:
+    torch.manual_seed(0)
+    model = Counting()
+    data = [(torch.randn(6, 5), torch.randint(4, (6,))) for _ in range(2)]
+    graph = qp.trace(model, data[0][0])
+    held = dict(model.named_buffers())
+    score(data)(model, graph)
+    for name, buffer in model.named_buffers():
+        assert buffer is held[name]
+        assert not buffer.any(), name

@@ -9,10 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.apply.masked import MaskedArithmetic
+from qcqp_prune.errors import InvalidOptionError, UnsupportedOpError
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.calibrated import Calibrated, increments
+from qcqp_prune.importance.cuts import Cut
+from qcqp_prune.importance.elimination import Elimination
 from qcqp_prune.importance.readers import readers
+from qcqp_prune.importance.trials import Trials
 from qcqp_prune.models import DigitsNet
 from tests.networks import liven
 
@@ -264,3 +268,63 @@ def test_the_default_loss_asks_for_logits_and_labels(output: object, targets: Te
     graph = qp.trace(model, x)
     with pytest.raises(InvalidOptionError, match="loss of your own"):
         Calibrated([(x, targets)])(model, graph)
+
+
+class Normed(nn.Module):
+    """Channels that are normed together: what goes must not be counted as zeros."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.kind = nn.Conv2d(3, 16, 3), kind
+        self.norm = nn.LayerNorm(16) if kind == "layer" else nn.GroupNorm(1 if kind == "group" else 16, 16)
+        self.out = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.kind == "group":
+            return self.out(torch.relu(self.norm(y)).mean((2, 3)))
+        if self.kind == "softmax":
+            return self.out(torch.softmax(y, 1).mean((2, 3)))
+        y = y.flatten(2).transpose(1, 2)
+        root = torch.sqrt(y.square().mean(-1, keepdim=True) + 1e-6)
+        return self.out(torch.relu(y / root if self.kind == "rms" else self.norm(y)).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["group", "layer", "rms", "softmax"])
+def test_a_trial_measures_the_network_without_what_goes(kind: str) -> None:
+    """Against the loss of the smaller network that surgery makes."""
+    torch.manual_seed(0)
+    model = liven(Normed(kind)).eval()
+    graph = qp.trace(model, torch.zeros(2, 3, 6, 6))
+    (group,) = (g for g in range(len(graph.groups)) if not graph.groups[g].stays)
+    order = np.random.default_rng(0).permutation(16).astype(np.int64)
+    cut = Cut((group,), (4, 8), (Elimination(order, np.ones(16), {}),), ((),))
+    data = [(x, model(x).detach()) for x, _ in DATA]
+    calls = [((x,), {}) for x, _ in data]
+    (found,) = Trials(Observed(model, graph), F.mse_loss, calls, [y for _, y in data]).run([cut])
+    worst = 0.0
+    for count in cut.counts:
+        small = qp.shrink(model, graph, qp.Masks.from_flat(graph, cut.flat(graph, count)))
+        with torch.no_grad():
+            worst = max(worst, sum(float(F.mse_loss(small(x), y)) for x, y in data) / len(data))
+        assert found[count] == pytest.approx(worst, rel=1e-4)
+    assert worst > 0
+
+
+def test_a_trial_of_a_norm_that_a_custom_operator_hides_is_run_with_zeros() -> None:
+    """Where no mask-aware operator is known, zeros are the best there is: no traceback out of the oracle."""
+    model = chain()
+    graph = qp.trace(model, torch.zeros(1, 3, 6, 6))
+    observed = Observed(model, graph)
+    order = np.arange(8, dtype=np.int64)
+    cut = Cut((0,), (4,), (Elimination(order, np.ones(8), {}),), ((),))
+    data = [(((x,), {}), model(x).detach()) for x, _ in DATA]
+    inputs, targets = [x for x, _ in data], [y for _, y in data]
+    plain = Trials(observed, F.mse_loss, inputs, targets).run([cut])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskedArithmetic, "step", _refuse)
+        assert Trials(observed, F.mse_loss, inputs, targets).run([cut]) == plain
+
+
+def _refuse(*_: object) -> object:
+    raise UnsupportedOpError("no mask-aware version")

@@ -1,4 +1,4 @@
-"""How many samples are held: what was asked for, less where a network is large, one batch at least."""
+"""How many samples are held: what was asked for, less where a network is large."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_batches_of_one_size_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert sizes(1000) == [10] * 5
     assert sizes(39) == [10] * 3
-    assert sizes(1) == [10]
+    assert sizes(4) == [4]
     # The convolution's result takes 8 x 16 floats of a sample; it is counted four times.
     monkeypatch.setattr(module, "HELD", 4 * 8 * 16 * 4 * 25)
     assert sizes(1000) == [10] * 2
