@@ -3,16 +3,17 @@
     python -m benchmarks.objectives [--parts selections predictions] [--objectives Calibrated ...] [--masks 15]
                                     [--threads 1] [--again] [--dry]
 
-On the pretrained ResNet-20. ``selections``: for each objective and budget what the solver keeps in 30 s, the loss that
-``Calibrated`` predicts for it, and accuracy on the whole test set: as it is cut, with batch norms recalibrated, with
-means corrected (``reconstruct(method="means")``), and reconstructed, each on the 2,500 calibration images and each
-starting from the cut network.
+On the pretrained ResNet-20. ``selections``: for each objective and budget what the solver keeps in 30 s, the error of
+the outputs that ``Calibrated`` predicts for it, and accuracy on the whole test set: as it is cut, with batch norms
+recalibrated, with means corrected (``reconstruct(method="means")``), and reconstructed, each on the 2,500 calibration
+images and each starting from the cut network.
 
 ``predictions``: masks that keep a random number of each group's units, evenly from 30 to 100 % of them, ``--masks`` of
 each of three kinds: random units, the best by ``Calibrated``, the best by magnitude. So either objective can be
 judged on as many masks of random units as of its own order; the numbers of units are the same under both orders. A
-mask depends on its kind and its number alone. Predicted is what the mask costs of the objective, measured the mean
-loss on 1,000 training images that no objective has seen: of the cut network recalibrated, and of it reconstructed.
+mask depends on its kind and its number alone. Predicted is what the mask costs of the objective (``Calibrated``, the
+same measuring loss, magnitude), measured the mean loss on 1,000 training images that no objective has seen: of the cut
+network recalibrated, and of it reconstructed.
 
 One row for each selection and mask; those that are recorded are not measured again (``--again`` does so). ``--dry``
 measures and writes nothing. Data as in ``benchmarks.settings``.
@@ -44,7 +45,8 @@ from qcqp_prune.train.reconstruct import Method
 NAME, NETWORK = "objectives", "resnet20"
 BUDGETS = ("75%", "50%")
 PRINTED, DEFAULT = "Magnitude paper", "Calibrated"
-PREDICTING = (DEFAULT, PRINTED)
+BY_LOSS = "Calibrated loss"
+ORDERS, PREDICTING = (DEFAULT, PRINTED), (DEFAULT, BY_LOSS, PRINTED)
 RANDOM_UNITS = "random"
 LEAST = 0.3
 """The smallest share of a group that a mask keeps."""
@@ -73,6 +75,10 @@ def changed(setting: Setting) -> Importance:
     return qp.OutputChange(setting.calibration())
 
 
+def by_loss(setting: Setting) -> Importance:
+    return qp.Calibrated(setting.calibration(), loss=nn.functional.cross_entropy)
+
+
 OBJECTIVES: dict[str, Objective] = {
     PRINTED: PAPER,
     "Magnitude l2": L2,
@@ -84,6 +90,7 @@ OBJECTIVES: dict[str, Objective] = {
     "Concave(Normalised(Magnitude))": partial(without_data, qp.Concave(qp.Normalised(qp.Magnitude()))),
     "OutputChange": changed,
     "Random": partial(without_data, qp.Random()),
+    BY_LOSS: by_loss,
     DEFAULT: calibrated,
 }
 
@@ -126,7 +133,7 @@ def _asked(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[Row,
                 yield key, partial(selection, setting, name, budget)
     if "predictions" in options.parts:
         for number in range(options.masks):
-            for order in (RANDOM_UNITS, *PREDICTING):
+            for order in (RANDOM_UNITS, *ORDERS):
                 key = {"part": "predictions", "order": order, "mask": number}
                 yield key, partial(prediction, setting, order, number)
 
@@ -146,7 +153,7 @@ def selection(setting: Setting, name: str, budget: str) -> Row:
         "dense_value": _worth(setting, name, dense),
         **about,
         "printed_share": _worth(setting, PRINTED, flat) / _worth(setting, PRINTED, dense),
-        "predicted_loss": forgone(setting, DEFAULT, flat),
+        "predicted_error": forgone(setting, DEFAULT, flat),
         "macs": {"used": used, "limit": setting.limit(budget), "dense": setting.macs},
         "kept": kept(setting, masks),
         "accuracy": accuracy,
@@ -191,7 +198,7 @@ def drawn(setting: Setting, order: str, number: int) -> BoolArray:
 
 
 def forgone(setting: Setting, name: str, flat: BoolArray) -> float:
-    """What a mask costs of an objective; by ``Calibrated`` that is the predicted increase of the loss."""
+    """What a mask costs of an objective; by ``Calibrated`` that is the predicted error of the outputs."""
     return _worth(setting, name, np.ones_like(flat)) - _worth(setting, name, flat)
 
 

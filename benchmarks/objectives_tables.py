@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from benchmarks.objectives import BUDGETS, DEFAULT, PREDICTING, PRINTED, RANDOM_UNITS, REPAIRS
+from benchmarks.objectives import BUDGETS, DEFAULT, ORDERS, PREDICTING, PRINTED, RANDOM_UNITS, REPAIRS
 
 Row = dict[str, Any]
 MEASURED = ("recalibrated", "reconstructed")
@@ -37,7 +37,7 @@ def block(rows: list[Row]) -> str:
         f"Measured on the pretrained ResNet-20 (dense {_dense(found[both[0]])} % of the test images right), nothing "
         "finetuned; values beside the dense network's:",
         "",
-        "| MACs at most | objective | its own value kept | gap to the best | printed value kept | loss added, as "
+        "| MACs at most | objective | its own value kept | gap to the best | printed value kept | output error, as "
         "`Calibrated` predicts | accuracy, %: cut | batch norms recalibrated | reconstructed |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -45,7 +45,7 @@ def block(rows: list[Row]) -> str:
         row = found[name, budget]
         accuracy = (f"{100 * row['accuracy'][a]:.2f}" for a in ("cut", *MEASURED))
         value = f"{row['value']:.4g} of {row['dense_value']:.4g} ({_own(row)})"
-        cells = [value, _gap(row), f"{100 * row['printed_share']:.1f} %", f"{row['predicted_loss']:.3f}"]
+        cells = [value, _gap(row), f"{100 * row['printed_share']:.1f} %", f"{row['predicted_error']:.3f}"]
         lines.append(f"| {budget} | {called[name]} | {' | '.join((*cells, *accuracy))} |")
     kept = [found[key]["kept"] for key in both]
     heads = " | ".join(f"{called[name]}, {budget}" for name, budget in both)
@@ -64,9 +64,9 @@ def correlations(rows: list[Row]) -> dict[str, tuple[int, dict[tuple[str, str], 
     """
     rows = _part(rows, "predictions")
     sets: dict[str, set[str]] = {"random units": {RANDOM_UNITS}}
-    sets |= {f"the best by {name}": {name} for name in PREDICTING}
-    sets |= {f"random units and the best by {name}": {RANDOM_UNITS, name} for name in PREDICTING}
-    sets["all"] = {RANDOM_UNITS, *PREDICTING}
+    sets |= {f"the best by {name}": {name} for name in ORDERS}
+    sets |= {f"random units and the best by {name}": {RANDOM_UNITS, name} for name in ORDERS}
+    sets["all"] = {RANDOM_UNITS, *ORDERS}
     found: dict[str, tuple[int, dict[tuple[str, str], float]]] = {}
     for title, orders in sets.items():
         mine = [row for row in rows if row["order"] in orders]
@@ -90,9 +90,10 @@ def _selections(rows: list[Row]) -> Iterator[str]:
     yield (
         f"The pretrained ResNet-20, dense {_dense(rows[0])} % of the 10,000 test images, nothing finetuned, "
         '`solver="auto"` with 30 s for each selection. Kept is a share of the dense network\'s value, of the objective '
-        "itself and of the printed one (`Magnitude()`); predicted is what `Calibrated` says the selection adds to the "
-        "loss. Accuracy is in percent: cut, with batch norms recalibrated, with means corrected, and reconstructed by "
-        "least squares, each from the cut network and on 2,500 training images. The best of a column in bold."
+        "itself and of the printed one (`Magnitude()`); predicted is the error of the outputs that `Calibrated` "
+        "expects, as a share of their variance. Accuracy is in percent: cut, with batch norms recalibrated, with means "
+        "corrected, and reconstructed by least squares, each from the cut network and on 2,500 training images. The "
+        "best of a column in bold."
     )
     for budget in dict.fromkeys(row["budget"] for row in rows):
         mine = [row for row in rows if row["budget"] == budget]
@@ -111,7 +112,7 @@ def _selections(rows: list[Row]) -> Iterator[str]:
                 accuracy.append(f"**{text}**" if float(text) == best[a] else text)
             share = f"{100 * row['macs']['used'] / row['macs']['dense']:.2f} %"
             cells = [share, _own(row), _gap(row), f"{100 * row['printed_share']:.1f} %"]
-            cells += [f"{row['predicted_loss']:.3f}", *accuracy]
+            cells += [f"{row['predicted_error']:.3f}", *accuracy]
             yield f"| {row['objective']} | {' | '.join(cells)} |"
         yield ""
         yield f"| units kept, {budget} | {' | '.join(f'`{g}`' for g in groups)} |"
@@ -125,8 +126,9 @@ def _predictions(rows: list[Row]) -> Iterator[str]:
     yield (
         "Spearman's rank correlation of the predicted and the measured loss over masks that keep a random number, 30 "
         "to 100 %, of the units of every group: random ones, or those that an objective puts first. Predicted by "
-        "`Calibrated`, and by the printed objective (what it loses). Measured on 1,000 training images that were not "
-        "calibrated on, after the cut and recalibration of batch norms, or after the cut and reconstruction."
+        "`Calibrated`, by it where it measures cross-entropy in place of the outputs, and by the printed objective "
+        "(what it loses). Measured on 1,000 training images that were not calibrated on, after the cut and "
+        "recalibration of batch norms, or after the cut and reconstruction."
     )
     yield ""
     heads = " | ".join(f"{name}, {repaired}" for name in PREDICTING for repaired in MEASURED)

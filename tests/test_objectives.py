@@ -14,7 +14,7 @@ from torch import nn
 import qcqp_prune as qp
 from benchmarks import accuracy_methods, objectives, recording, settings, tables
 from benchmarks.accuracy import accuracy_of
-from benchmarks.objectives import DEFAULT, PRINTED, RANDOM_UNITS, drawn, forgone
+from benchmarks.objectives import BY_LOSS, DEFAULT, PRINTED, RANDOM_UNITS, drawn, forgone
 from benchmarks.objectives_tables import block, correlations, table
 from benchmarks.settings import Setting
 from qcqp_prune.data import digits
@@ -26,6 +26,10 @@ from qcqp_prune.train import FinetuneConfig
 
 def calibrated(setting: Setting) -> Importance:
     return qp.Calibrated(setting.calibration(), trials=50, ratios=(0.5,))
+
+
+def by_loss(setting: Setting) -> Importance:
+    return qp.Calibrated(setting.calibration(), loss=nn.functional.cross_entropy, trials=50, ratios=(0.5,))
 
 
 @cache
@@ -45,7 +49,9 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     monkeypatch.setattr(accuracy_methods, "SELECTIONS", tmp_path / "selections")
     small = Setting("digits", trained(), torch.zeros(1, 1, 8, 8), digits(), None, FinetuneConfig())
     monkeypatch.setattr(objectives, "SETTINGS", {objectives.NETWORK: lambda: small})
-    monkeypatch.setattr(objectives, "OBJECTIVES", {PRINTED: accuracy_methods.PAPER, DEFAULT: calibrated})
+    monkeypatch.setattr(
+        objectives, "OBJECTIVES", {PRINTED: accuracy_methods.PAPER, DEFAULT: calibrated, BY_LOSS: by_loss}
+    )
     monkeypatch.setattr(objectives, "BUDGETS", ("60%",))
     return small
 
@@ -60,13 +66,13 @@ def test_rows_say_what_was_kept_what_it_is_worth_and_what_each_repair_does(setti
     assert (printed["objective"], default["objective"]) == (PRINTED, DEFAULT)
     for row in (printed, default):
         assert row["macs"]["used"] <= row["macs"]["limit"] == setting.limit("60%")
-        assert row["predicted_loss"] > 0
+        assert row["predicted_error"] > 0
         assert all(0 < few <= many for few, many in row["kept"].values())
     assert printed["printed_share"] == pytest.approx(printed["value"] / printed["dense_value"])
-    assert default["predicted_loss"] == pytest.approx(default["dense_value"] - default["value"])
+    assert default["predicted_error"] == pytest.approx(default["dense_value"] - default["value"])
     # The printed objective's selection is the best by the printed value, the default's by the predicted loss.
     assert printed["printed_share"] > default["printed_share"]
-    assert printed["predicted_loss"] > default["predicted_loss"]
+    assert printed["predicted_error"] > default["predicted_error"]
 
     masks, _ = objectives.Solved(calibrated, "auto").select(setting, "60%")
     assert {g: few for g, (few, _) in default["kept"].items()}.items() <= masks.counts().items()
@@ -84,7 +90,11 @@ def test_predictions_are_checked_on_images_that_were_not_calibrated_on(setting: 
     flat = drawn(setting, DEFAULT, 0)
     masks = qp.Masks.from_flat(setting.graph, flat)
     row = rows[1]
-    for name, form in ((PRINTED, qp.Magnitude()), (DEFAULT, calibrated(setting))):
+    for name, form in (
+        (PRINTED, qp.Magnitude()),
+        (DEFAULT, calibrated(setting)),
+        (BY_LOSS, by_loss(setting)),
+    ):
         worth = form(setting.model, setting.graph)
         assert row["predicted"][name] == pytest.approx(
             worth.evaluate(np.ones_like(flat)) - worth.evaluate(flat)
@@ -164,7 +174,7 @@ def chosen(name: str, budget: str, value: float, accuracy: float, **more: Any) -
         "dense_value": 8.0,
         "gap": 0.0012,
         "printed_share": value / 10,
-        "predicted_loss": 0.5,
+        "predicted_error": 0.5,
         "macs": {"used": 49, "limit": 50, "dense": 100},
         "kept": {"stem": [1, 4], "block": [7, 8]},
         "accuracy": {
@@ -237,7 +247,7 @@ def masked(
         "part": "predictions",
         "order": order,
         "mask": number,
-        "predicted": dict(zip((DEFAULT, PRINTED), predicted, strict=True)),
+        "predicted": {**dict(zip((DEFAULT, PRINTED), predicted, strict=True)), BY_LOSS: -predicted[0]},
         "loss": dict(zip(("dense", "recalibrated", "reconstructed"), (0.1, *loss), strict=True)),
     }
 
@@ -257,8 +267,9 @@ def test_rank_correlations_by_hand() -> None:
     assert values[DEFAULT, "recalibrated"] == pytest.approx(0.5)
     assert values[DEFAULT, "reconstructed"] == pytest.approx(1.0)
     assert values[PRINTED, "reconstructed"] == pytest.approx(-1.0)
+    assert values[BY_LOSS, "reconstructed"] == pytest.approx(-1.0)
     number, values = found[f"random units and the best by {DEFAULT}"]
     assert number == 4
     assert values[DEFAULT, "recalibrated"] == pytest.approx(1 - 6 * 2 / (4 * 15))
     text = table([*ROWS, *rows])
-    assert "| random units | 3 | 0.500 | 1.000 | -0.500 | -1.000 |" in text
+    assert "| random units | 3 | 0.500 | 1.000 | -0.500 | -1.000 | -0.500 | -1.000 |" in text

@@ -1,4 +1,4 @@
-"""What a network loses when units go, measured on data group by group: an objective that predicts the loss."""
+"""What a network suffers when units go, measured on data group by group: an objective that predicts it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import isotonic_regression
-from torch import Tensor, nn
+from torch import nn
 
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import ChannelGraph
@@ -21,7 +21,7 @@ from qcqp_prune.importance.gradients import Loss, device_of
 from qcqp_prune.importance.layerwise import weight_tensors
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
 from qcqp_prune.importance.samples import first, samples_of
-from qcqp_prune.importance.trials import Trials
+from qcqp_prune.importance.trials import Trials, added_loss, output_error
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
@@ -35,19 +35,23 @@ much more, at most, is worth what goes later, so that units of equal worth go in
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What a selection is predicted to add to the loss, after the layers that read it were refitted. The default.
+    """How much a selection is predicted to harm, after the layers that read it were refitted. The default with data.
 
     For each group of units:
 
     1. They are ordered by elimination: each time the unit goes whose removal costs the least when the weights that read
        the group are refitted by least squares (``eliminate``).
-    2. At a few counts the loss is measured with only this group cut so far and its readers refitted.
-    3. Between these counts the loss follows the costs of elimination, and the curve is made convex: what the r-th unit
-       to go adds to the loss is its worth.
+    2. At a few counts the harm is measured with only this group cut so far and its readers refitted: the squared
+       change of the network's outputs, as a share of their variance.
+    3. Between these counts the harm follows the costs of elimination, and the curve is made convex: what the r-th unit
+       to go adds to it is its worth.
 
     The objective is linear in the units, and because the worths rise along the order its best selection keeps the
     last ones: so it is the exact sum of the groups' curves, a concave utility of how much each group keeps, which
-    every solver takes. ``form.unary.sum() - form.evaluate(mask)`` is the predicted increase of the loss.
+    every solver takes. ``form.unary.sum() - form.evaluate(mask)`` is the predicted harm.
+
+    Changes of outputs add up over cuts, and need no labels. A loss may be measured instead; but where a network knows
+    its training images by heart, the loss hardly moves while one group is cut, whatever that does once all are.
 
     Where no weight reads units one by one (kernel columns, writers of freely shared sums, recurrent layers) they are
     ordered by what they put out, or by their size, and measured without a refit. A branch that can be removed as a
@@ -55,9 +59,10 @@ class Calibrated:
 
     Attributes:
         batches: pairs of (inputs, targets); iterated once, as far as ``samples`` goes.
-        loss: ``loss(model(inputs), targets)``, a mean over samples; cross-entropy when None.
+        loss: ``loss(model(inputs), targets)``, a mean over samples, where what is added to it is to be the harm; the
+            change of all floating outputs when None.
         samples: how many the second moments are taken over.
-        trials: on how many of them the loss is measured; None for as many as 1.5e12 multiply-adds take in all trials
+        trials: on how many of them harm is measured; None for as many as 1.5e12 multiply-adds take in all trials
             together (about a minute of one core), but 64 at least and 1,000 at most.
         ratios: shares of each group that are removed in turn, ascending.
         ridge: of the least squares, as a share of the mean second moment.
@@ -91,11 +96,12 @@ class Calibrated:
             raise InvalidOptionError(f"ridge is {self.ridge}: give a positive number such as 0.01")
 
     def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
-        """The objective over the graph's units, in units of the loss.
+        """The objective over the graph's units, in units of the loss or a share of the outputs' variance.
 
         Raises:
-            InvalidOptionError: there is no batch, or one is no pair of inputs and targets.
-            InvalidScoreError: a loss is NaN or infinite.
+            InvalidOptionError: there is no batch, or one is no pair of inputs and targets; without a loss, no output
+                is a tensor of floating numbers.
+            InvalidScoreError: the harm is NaN or infinite.
         """
         weight_tensors(model, graph)
         device = device_of(model)
@@ -107,9 +113,10 @@ class Calibrated:
         curvatures(observed, inputs, found, seed=self.seed)
         cuts = list(self._cuts(graph, observed, found))
         del found
-        tried = first(inputs, targets, self.trials or _affordable(graph, cuts))
-        losses = Trials(observed, self.loss or _cross_entropy, *tried).run(cuts)
-        return _form(graph, cuts, losses)
+        inputs, targets = first(inputs, targets, self.trials or _affordable(graph, cuts))
+        judge = output_error if self.loss is None else partial(added_loss, self.loss, targets)
+        worth = _worths(graph, cuts, Trials(observed, inputs, judge).run(cuts))
+        return PairwiseForm(worth, unit="output error" if self.loss is None else "loss")
 
     def _cuts(self, graph: ChannelGraph, observed: Observed, found: Mapping[Key, Reader]) -> Iterator[Cut]:
         """What is tried: groups that keep equally many together, then branches."""
@@ -126,26 +133,6 @@ class Calibrated:
             yield Cut.of_block(graph, b)
 
 
-def _cross_entropy(output: Any, targets: Tensor) -> Tensor:
-    """Of logits and labels, refused where they are something else."""
-    labels = targets.dtype in (torch.int64, torch.uint8)
-    fits = (
-        isinstance(output, Tensor)
-        and output.ndim > 1
-        and targets.shape == (*output.shape[:1], *output.shape[2:])
-    )
-    if not (labels and fits and int(targets.min()) >= 0 and int(targets.max()) < output.shape[1]):
-        given = (
-            f"outputs of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        )
-        raise InvalidOptionError(
-            f"the network gives {given} for {targets.dtype} targets of shape {tuple(targets.shape)}, and the loss is "
-            "cross-entropy of logits (N, classes) and labels (N,): give importance=Calibrated(batches, loss=...) with "
-            "a loss of your own, or importance=Magnitude()"
-        )
-    return nn.functional.cross_entropy(output, targets)
-
-
 def _affordable(graph: ChannelGraph, cuts: Sequence[Cut]) -> int:
     """Samples for all trials; a trial takes half a forward pass on average, as it branches off on the way."""
     axes = graph.axes
@@ -156,31 +143,31 @@ def _affordable(graph: ChannelGraph, cuts: Sequence[Cut]) -> int:
     return min(max(int(_WORK / (passes * max(macs, 1))), _FEWEST), _MOST)
 
 
-def _form(graph: ChannelGraph, cuts: Sequence[Cut], losses: Sequence[Mapping[int, float]]) -> PairwiseForm:
+def _worths(graph: ChannelGraph, cuts: Sequence[Cut], harms: Sequence[Mapping[int, float]]) -> FloatArray:
     worth = np.zeros(graph.unit_count)
-    for cut, loss in zip(cuts, losses, strict=True):
+    for cut, harm in zip(cuts, harms, strict=True):
         if cut.block is None:
             for g, elimination in zip(cut.groups, cut.eliminations, strict=True):
-                share = {count: value / len(cut.groups) for count, value in loss.items()}
+                share = {count: value / len(cut.groups) for count, value in harm.items()}
                 worth[graph.units(g)][elimination.order] = increments(elimination.costs, share)
     floor = _LEAST * float(worth.max(initial=0.0))
     for cut in cuts:
         for g, elimination in zip(cut.groups, cut.eliminations, strict=False):
             mine, order = worth[graph.units(g)], elimination.order
             mine[order] = np.maximum(mine[order], floor) * np.linspace(1, 1 + _LEAST, len(order))
-    for cut, loss in zip(cuts, losses, strict=True):
-        if cut.block is not None and loss:
+    for cut, harm in zip(cuts, harms, strict=True):
+        if cut.block is not None and harm:
             inside = sum(float(worth[graph.units(g)].sum()) for g in cut.groups[1:])
-            worth[graph.blocks[cut.block].unit] = loss[1] - inside
-    return PairwiseForm(worth, unit="loss")
+            worth[graph.blocks[cut.block].unit] = harm[1] - inside
+    return worth
 
 
 def increments(costs: FloatArray, measured: Mapping[int, float]) -> FloatArray:
-    """What each removal adds to the loss, never less than the one before it.
+    """What each removal adds to the harm, never less than the one before it.
 
     Args:
-        costs: ``(units,)`` of elimination, first to go first; they say how the loss runs between what was measured.
-        measured: for some numbers of removed units what that adds to the loss, not falling.
+        costs: ``(units,)`` of elimination, first to go first; they say how the harm runs between what was measured.
+        measured: for some numbers of removed units the harm, not falling.
 
     Returns:
         ``(units,)``, not falling, with the least squared distance to the curve through what was measured.

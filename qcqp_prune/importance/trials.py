@@ -1,11 +1,11 @@
-"""What cuts of a network add to its loss, each measured alone."""
+"""What cuts of a network change, each measured alone."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from qcqp_prune.apply.masked import MaskedArithmetic, MaskedNetwork
 from qcqp_prune.apply.verify import TOLERANCE, relative_error
-from qcqp_prune.errors import InvalidScoreError, UnsupportedOpError
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError, UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.observe import Observed, Steps
 from qcqp_prune.graph.outputs import output_leaves
@@ -24,26 +24,86 @@ from qcqp_prune.importance.gradients import Loss
 
 logger = logging.getLogger(__name__)
 
+Harm = Callable[[Sequence[Any]], float]
+"""How much worse a network is than the dense one, given what it returns for each batch."""
+
+
+def added_loss(loss: Loss, targets: Sequence[Tensor], dense: Sequence[Any]) -> Harm:
+    """By a loss: what is added to its mean over the batches."""
+
+    def mean(outputs: Sequence[Any]) -> float:
+        losses = [float(loss(y, t)) for y, t in zip(outputs, targets, strict=True)]
+        return sum(losses) / len(losses)
+
+    before = mean(dense)
+    return lambda outputs: mean(outputs) - before
+
+
+def output_error(dense: Sequence[Any]) -> Harm:
+    """By what the dense network returns: the squared change of its outputs as a share of their variance.
+
+    Where it gives infinity, as for what it masks out, nothing is compared.
+
+    Raises:
+        InvalidOptionError: no output is a tensor of floating numbers.
+    """
+    wanted = [_floats(x) for x in dense]
+    if not wanted[0]:
+        raise InvalidOptionError(
+            "the network returns no tensor of floating numbers: give importance=Calibrated(batches, loss=...) with a "
+            "loss of your own, or importance=Magnitude()"
+        )
+    scales = [_spread(leaves) for leaves in zip(*wanted, strict=True)]
+
+    def error(outputs: Sequence[Any]) -> float:
+        found = [_floats(x) for x in outputs]
+        squares = [
+            sum(
+                float(torch.where(b.isfinite(), (a - b).double(), 0.0).square().sum())
+                for a, b in zip(mine, theirs, strict=True)
+            )
+            for mine, theirs in zip(zip(*found, strict=True), zip(*wanted, strict=True), strict=True)
+        ]
+        return sum(s / scale for s, scale in zip(squares, scales, strict=True)) / len(scales)
+
+    return error
+
+
+def _floats(output: Any) -> list[Tensor]:
+    return [x for x in output_leaves(output) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+
+
+def _spread(leaves: Sequence[Tensor]) -> float:
+    """The sum of squares about the mean; about zero for an output that is always the same."""
+    entries = torch.cat([x[x.isfinite()].double() for x in leaves])
+    about_mean = float((entries - entries.mean()).square().sum())
+    return about_mean or float(entries.square().sum()) or 1.0
+
 
 class Trials:
-    """Measures the loss of a network with one cut after another: one pass, from which each trial branches off.
+    """Measures the harm that one cut after another does: one pass, from which each trial branches off.
 
     What goes is held at zero. Where that is not what a network without it computes (norms, means and softmaxes over
     channels that go), trials are run with masks, by the operators of the oracle.
     """
 
     def __init__(
-        self, observed: Observed, loss: Loss, inputs: Sequence[Any], targets: Sequence[Tensor]
+        self, observed: Observed, inputs: Sequence[Any], judge: Callable[[Sequence[Any]], Harm]
     ) -> None:
-        self._observed, self._loss, self._inputs, self._targets = observed, loss, inputs, targets
+        self._observed, self._inputs, self._judge = observed, inputs, judge
 
     def run(self, cuts: Sequence[Cut]) -> list[dict[int, float]]:
-        """For each cut what each of its counts adds to the loss, never less than at a smaller count."""
+        """For each cut the harm at each of its counts, never less than at a smaller count.
+
+        Raises:
+            InvalidOptionError: see ``output_error``.
+            InvalidScoreError: the harm is NaN or infinite.
+        """
         graph = self._observed.graph
         with torch.no_grad():
             with_masks = self._masks_tell(cuts)
             steps = self._observed.steps(self._inputs)
-            base = self._mean(steps.fork({}).results())
+            harm = self._judge(steps.fork({}).results())
             read_first: dict[str, tuple[int, Node]] = {}
             for place, node in enumerate(steps.followed.program.graph.nodes):
                 for source in node.all_input_nodes:
@@ -62,9 +122,9 @@ class Trials:
                     for count in cuts[k].counts:
                         masks = self._masked(steps, cuts[k].flat(graph, count)) if with_masks else None
                         fork = steps.fork(cuts[k].changes(self._observed, count), masks)
-                        worst = max(worst, self._mean(fork.results()) - base)
+                        worst = max(worst, _finite(harm(fork.results())))
                         found[k][count] = worst
-                    logger.debug("%s: loss added %s", cuts[k].groups, found[k])
+                    logger.debug("%s: %s", cuts[k].groups, found[k])
         return found
 
     def _masks_tell(self, cuts: Sequence[Cut]) -> bool:
@@ -88,11 +148,10 @@ class Trials:
         network = MaskedNetwork(self._observed.model, self._observed.graph, flat)
         return network.arithmetic(steps.followed.program)
 
-    def _mean(self, outputs: Sequence[Any]) -> float:
-        losses = [float(self._loss(y, t)) for y, t in zip(outputs, self._targets, strict=True)]
-        mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
-            raise InvalidScoreError(
-                f"the loss on the calibration data is {mean}: check the loss, the data and the weights"
-            )
-        return mean
+
+def _finite(harm: float) -> float:
+    if not math.isfinite(harm):
+        raise InvalidScoreError(
+            f"what a cut changes on the calibration data is {harm}: check the loss, the data and the weights"
+        )
+    return harm

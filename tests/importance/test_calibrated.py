@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ from qcqp_prune.importance.calibrated import Calibrated, increments
 from qcqp_prune.importance.cuts import Cut
 from qcqp_prune.importance.elimination import Elimination
 from qcqp_prune.importance.readers import readers
-from qcqp_prune.importance.trials import Trials
+from qcqp_prune.importance.trials import Trials, added_loss, output_error
 from qcqp_prune.models import DigitsNet
 from tests.networks import liven
 
@@ -245,29 +248,60 @@ def test_a_weight_tied_to_an_embedding_is_not_refitted() -> None:
     assert {name for name, _ in found} == {"mix.weight"}
 
 
+class Returns(nn.Module):
+    """Two layers; what is returned is made of what the second one gives."""
+
+    def __init__(self, output: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.a, self.b, self.output = nn.Linear(5, 6), nn.Linear(6, 4), output
+
+    def forward(self, x: Tensor) -> object:
+        return self.output(self.b(torch.relu(self.a(x))))
+
+
+def banned(y: Tensor) -> Tensor:
+    return torch.where(torch.arange(4) == 2, -torch.inf, y)
+
+
 @pytest.mark.parametrize(
-    ("output", "targets"),
-    [
-        (lambda y: {"logits": y}, torch.zeros(6, dtype=torch.int64)),
-        (lambda y: y, torch.zeros(6, 4)),
-        (lambda y: y, torch.full((6,), 4)),
-        (lambda y: y, torch.zeros(6, dtype=torch.int32)),
-    ],
-    ids=["a dict", "no labels", "no such class", "another kind of number"],
+    "output",
+    [lambda y: {"logits": 3 * y - 1}, lambda y: (y, y.argmax(1)), banned],
+    ids=["a dict, another scale", "labels too", "infinite"],
 )
-def test_the_default_loss_asks_for_logits_and_labels(output: object, targets: Tensor) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 4)
+def test_without_a_loss_any_floating_outputs_are_compared(output: Callable[[Tensor], object]) -> None:
+    """Scale and place of an output do not count."""
+    torch.manual_seed(0)
+    plain, x = Returns(lambda y: y).eval(), torch.randn(60, 5)
+    model = Returns(output).eval()
+    model.load_state_dict(plain.state_dict())
+    data = [(x, torch.zeros(60))]
+    other = plain if output is not banned else Returns(lambda y: y[:, [0, 1, 3]]).eval()
+    other.load_state_dict(plain.state_dict())
+    wanted = Calibrated(data)(other, qp.trace(other, x))
+    found = Calibrated(data)(model, qp.trace(model, x))
+    assert found.unit == "output error"
+    assert found.unary.max() > 0
+    np.testing.assert_allclose(found.unary, wanted.unary, rtol=1e-4)
 
-        def forward(self, x: Tensor) -> object:
-            return output(self.b(torch.relu(self.a(x))))
 
-    model, x = Net().eval(), torch.randn(6, 5)
+def test_output_error_is_the_share_of_variance_that_is_not_explained() -> None:
+    dense, cut = (
+        [torch.randn(30, 4, dtype=torch.float64) + 2 for _ in range(2)],
+        [torch.randn(30, 4) for _ in range(2)],
+    )
+    wanted = ((torch.cat(cut) - torch.cat(dense)).square().mean() / torch.cat(dense).var(correction=0)).item()
+    assert output_error(dense)(cut) == pytest.approx(wanted)
+    assert output_error(dense)(dense) == 0
+    # An output that is a thousand times as large counts no more than another.
+    two = output_error([(y, 1_000 * y) for y in dense])
+    assert two(list(zip(cut, [1_000 * y for y in dense], strict=True))) == pytest.approx(wanted / 2)
+
+
+def test_outputs_without_a_floating_number_ask_for_a_loss() -> None:
+    model, x = Returns(lambda y: y.argmax(1)).eval(), torch.randn(6, 5)
     graph = qp.trace(model, x)
     with pytest.raises(InvalidOptionError, match="loss of your own"):
-        Calibrated([(x, targets)])(model, graph)
+        Calibrated([(x, torch.zeros(6))])(model, graph)
 
 
 class Normed(nn.Module):
@@ -300,8 +334,8 @@ def test_a_trial_measures_the_network_without_what_goes(kind: str) -> None:
     order = np.random.default_rng(0).permutation(16).astype(np.int64)
     cut = Cut((group,), (4, 8), (Elimination(order, np.ones(16), {}),), ((),))
     data = [(x, model(x).detach()) for x, _ in DATA]
-    calls = [((x,), {}) for x, _ in data]
-    (found,) = Trials(Observed(model, graph), F.mse_loss, calls, [y for _, y in data]).run([cut])
+    calls, judge = [((x,), {}) for x, _ in data], partial(added_loss, F.mse_loss, [y for _, y in data])
+    (found,) = Trials(Observed(model, graph), calls, judge).run([cut])
     worst = 0.0
     for count in cut.counts:
         small = qp.shrink(model, graph, qp.Masks.from_flat(graph, cut.flat(graph, count)))
@@ -318,12 +352,11 @@ def test_a_trial_of_a_norm_that_a_custom_operator_hides_is_run_with_zeros() -> N
     observed = Observed(model, graph)
     order = np.arange(8, dtype=np.int64)
     cut = Cut((0,), (4,), (Elimination(order, np.ones(8), {}),), ((),))
-    data = [(((x,), {}), model(x).detach()) for x, _ in DATA]
-    inputs, targets = [x for x, _ in data], [y for _, y in data]
-    plain = Trials(observed, F.mse_loss, inputs, targets).run([cut])
+    inputs = [((x,), {}) for x, _ in DATA]
+    plain = Trials(observed, inputs, output_error).run([cut])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MaskedArithmetic, "step", _refuse)
-        assert Trials(observed, F.mse_loss, inputs, targets).run([cut]) == plain
+        assert Trials(observed, inputs, output_error).run([cut]) == plain
 
 
 def _refuse(*_: object) -> object:
