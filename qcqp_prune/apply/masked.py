@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked_lookups import LOOKUPS
+from qcqp_prune.apply.masked_norms import NORMS
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.apply.masked_products import PRODUCTS
 from qcqp_prune.apply.masked_recurrent import RECURRENT
@@ -41,7 +42,7 @@ Hook = Callable[[Node, Any], None]
 
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 
-_TABLES = (SUMS, RULES, PRODUCTS, LOOKUPS, WINDOWS, RECURRENT)
+_TABLES = (SUMS, RULES, NORMS, PRODUCTS, LOOKUPS, WINDOWS, RECURRENT)
 
 
 def masked(model: nn.Module, graph: ChannelGraph, masks: Masks) -> MaskedNetwork:
