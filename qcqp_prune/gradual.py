@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -87,10 +88,10 @@ def prune_in_rounds(
             with clock("score"):
                 todo, left = left_to_choose(problem, flat)
                 todo = todo.with_objective(steps.scores(small, left.graph))
-        limits = rounds.limits(number, problem)
+        limits, after = rounds.limits(number, problem), recovery.after_round(number, rounds)
         with clock("solve"):
             file = recovery.selection_file(number, rounds)
-            solved = _selected(with_limits(todo, limits), steps, file, flat)
+            solved = _selected(with_limits(todo, limits), steps, file, after.checkpoint, flat)
         before = Before(small, graph if left is None else left.graph, solved.masks)
         if left is not None:
             whole = left.widened(solved.masks.flat(left.graph), graph.unit_count)
@@ -100,7 +101,6 @@ def prune_in_rounds(
         with clock("shrink"):
             small, checked = steps.cut(model, solved.masks)
         watch.verified(checked)
-        after = recovery.after_round(number, rounds)
         found = recover(
             small, dense, before, after, watch=watch, clock=clock, first_epoch=(number - 1) * rounds.epochs
         )
@@ -121,11 +121,17 @@ def prune_in_rounds(
     return small, solved, done
 
 
-def _selected(problem: PruningProblem, steps: Steps, file: Path | None, flat: BoolArray) -> SolveReport:
+def _selected(
+    problem: PruningProblem,
+    steps: Steps,
+    file: Path | None,
+    checkpoint: str | os.PathLike[str] | None,
+    flat: BoolArray,
+) -> SolveReport:
     """Solve, or read the selection that an interrupted run goes on from: under a time limit a second may differ.
 
     Raises:
-        PlanError: the file is of another run.
+        PlanError: the file is of another run, or there is a checkpoint without one.
     """
     if file is None:
         return steps.select(problem)
@@ -145,16 +151,27 @@ def _selected(problem: PruningProblem, steps: Steps, file: Path | None, flat: Bo
             )
         found = SolveReport.from_json(data["solve"])
         return replace(found, notes=(*found.notes, f"read from {file}, not solved again"))
+    if checkpoint is not None and os.path.exists(checkpoint):
+        raise PlanError(
+            f"{os.fspath(checkpoint)} is there, and {file} is not, which says what units its weights are of: delete "
+            "the checkpoint to start anew, or give another path"
+        )
     solved = steps.select(problem)
     write_json(file, {"format": FORMAT, "of": identity, "solve": solved.to_json()})
     return solved
 
 
-def settings_of(thing: Any) -> Any:
-    """What something was made with, as plain data to compare two runs by: its name, words, numbers and parts.
+_APART = frozenset({"batches", "loader", "checkpoint", "device", "progress"})
+"""Fields that may differ between two runs of one job, or do not say by themselves what they hold."""
 
-    Of data, functions and arrays only the kind is said: that they are the same cannot be seen by looking at them.
+
+def settings_of(thing: Any) -> Any:
+    """What something of this library was made with, as plain data to compare two runs by.
+
+    Of everything else only the kind is said: data and functions cannot be told apart by looking at them.
     """
+    if isinstance(thing, np.generic):
+        thing = thing.item()
     if thing is None or isinstance(thing, bool | int | float | str):
         return thing
     if isinstance(thing, list | tuple) and all(isinstance(x, bool | int | float | str) for x in thing):
@@ -162,5 +179,6 @@ def settings_of(thing: Any) -> Any:
     if isinstance(thing, Mapping):
         return {str(key): settings_of(value) for key, value in thing.items()}
     name = getattr(thing, "__name__", type(thing).__name__)
-    parts = fields(thing) if is_dataclass(thing) else ()
-    return {"name": name, **{f.name: settings_of(getattr(thing, f.name)) for f in parts}}
+    ours = is_dataclass(thing) and type(thing).__module__.startswith("qcqp_prune.")
+    parts = [f.name for f in fields(thing) if f.name not in _APART] if ours else []
+    return {"name": name, **{part: settings_of(getattr(thing, part)) for part in parts}}

@@ -35,6 +35,7 @@ from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import TracePoint
 from qcqp_prune.solve.run import solve
 from qcqp_prune.storage import library_version
+from qcqp_prune.train.checkpoint import state_digest
 from qcqp_prune.train.modes import placed
 from qcqp_prune.watch import Clock, Watcher
 
@@ -156,18 +157,15 @@ def prune(
         return shrink_and_verify(whole, graph, masks, realisation=realisation, resources=counted)
 
     identity = {
+        "library": library_version(),
+        "weights": "" if recovery.checkpoint is None else state_digest(dense),
         "importance": settings_of(importance if training is not None else scores),
-        "training": None if training is None else settings_of(training.method),
-        "control": None if training is None else settings_of(training.control),
+        "training": settings_of(training),
         "solver": solver if isinstance(solver, str) else solver.name,
-        "limits of the solver": [
-            time_limit,
-            seed,
-            wishes.time_limit,
-            wishes.gap_limit,
-            wishes.work_limit,
-            wishes.seed,
-        ],
+        "time_limit": wishes.time_limit if time_limit is None else time_limit,
+        "gap_limit": wishes.gap_limit,
+        "work_limit": wishes.work_limit,
+        "seed": wishes.seed if seed is None else seed,
     }
     steps = Steps(scores, select, cut, identity)
     small, solved, done = prune_in_rounds(model, dense, problem, rounds, steps, recovery, watch, clock)

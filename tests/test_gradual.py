@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import qcqp_prune as qp
 from qcqp_prune import pipeline
 from qcqp_prune.apply.surgery import copied
+from qcqp_prune.gradual import settings_of
 from qcqp_prune.report import PruneReport
 from qcqp_prune.resources.measure import measured_macs
 from qcqp_prune.watch import Watcher
@@ -343,15 +345,42 @@ def test_at_once_a_killed_run_goes_on_with_the_units_that_it_chose(
         {"importance": qp.Magnitude("l2")},
         {"importance": qp.Calibrated(Images(), ratios=(0.5,))},
         {"time_limit": 3.0},
+        {"solver": "block_coordinate"},
+        {"model": net(1)},
     ],
-    ids=["budget", "importance", "ratios", "time limit"],
+    ids=["budget", "importance", "ratios", "time limit", "solver", "weights"],
 )
 def test_at_once_a_selection_of_another_run_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
     recovery = qp.Recovery(train=Images(), epochs=1, config=CPU, checkpoint=tmp_path / "run")
+    call: dict[str, Any] = {"model": net(), "solver": "highs", "recovery": recovery, "budgets": "50%"}
+    qp.prune(example_inputs=IMAGE, **call)
+    with pytest.raises(qp.PlanError, match="belongs to another run"):
+        qp.prune(example_inputs=IMAGE, **{**call, **other})
+
+
+@pytest.mark.parametrize("how", ["lost", "rounds"])
+def test_a_checkpoint_without_its_selection_is_refused(how: str, tmp_path: Path) -> None:
+    """Its weights may be of other units, of equal numbers."""
+    recovery = qp.Recovery(train=Images(), epochs=1, config=CPU, checkpoint=tmp_path / "run")
     call: dict[str, Any] = {"solver": "highs", "recovery": recovery, "budgets": "50%"}
     qp.prune(net(), IMAGE, **call)
-    with pytest.raises(qp.PlanError, match="belongs to another run"):
-        qp.prune(net(), IMAGE, **{**call, **other})
+    if how == "lost":
+        (tmp_path / "run.selection.json").unlink()
+    with pytest.raises(qp.PlanError, match="which says what units its weights are of"):
+        qp.prune(net(), IMAGE, **call, rounds=qp.Rounds(2, 0) if how == "rounds" else None)
+
+
+def test_settings_are_compared_by_what_can_be_seen() -> None:
+    @dataclass
+    class Own:
+        root: str
+
+    one, same = (qp.Calibrated(Own(r), ratios=(0.5,)) for r in ("a", "b"))
+    assert settings_of(one) == settings_of(same)
+    assert settings_of(one) != settings_of(qp.Calibrated(Own("a"), ratios=(0.25,)))
+    assert settings_of(qp.Concave(qp.Magnitude())) != settings_of(qp.Concave(qp.Magnitude("l2")))
+    assert settings_of(np.float32(3)) == settings_of(3.0)
+    assert json.loads(json.dumps(settings_of(one))) == settings_of(one)
 
 
 def test_selections_of_another_run_are_refused(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Positions:
 
     @classmethod
     def of(cls, graph: Graph, kept: dict[Node, Any]) -> Positions:
-        """Follow joins through all operators that leave every position where it is, in one pass from the end."""
+        """Follow joins through all operators that leave every position in its place along a dimension, from the end."""
         joined: dict[Node, Kept] = {}
         for node in reversed(graph.nodes):
             own = kept.get(node)
@@ -68,4 +68,27 @@ def _decides(user: Node, back: int, kept: dict[Node, Any], joined: dict[Node, Ke
         queries: Kept = kept[user.args[0]]  # type: ignore[index]
         return queries if back < -2 else None
     repeats = name in PRODUCTS and back < -2  # a product of matrices, once for each position
-    return joined.get(user) if repeats or name in _LAYOUT_KEPT or is_pointwise(user) else None
+    if repeats or name in _LAYOUT_KEPT or is_pointwise(user):
+        return joined.get(user)
+    return _turned_back(user, name, joined[user], kept) if user in joined else None
+
+
+def _turned_back(user: Node, name: str, after: Kept, kept: dict[Node, Any]) -> Kept | None:
+    """The dimensions of what an operator reads, of one that only orders them anew or adds or drops one of size 1."""
+    numbers: list[Any] = list(user.args[1:])
+    if name == "aten::unsqueeze":
+        dim = numbers[0] % len(after)
+        return after[:dim] + after[dim + 1 :]
+    if name == "aten::squeeze" and numbers and isinstance(numbers[0], int):
+        if len(kept[user.args[0]]) == len(after):  # type: ignore[index]
+            return after  # the dimension was of another size
+        dim = numbers[0] % (len(after) + 1)
+        return [*after[:dim], np.ones(1, np.bool_), *after[dim:]]
+    if name == "aten::transpose":
+        a, b = (n % len(after) for n in numbers)
+        order = list(range(len(after)))
+        order[a], order[b] = b, a
+        return [after[d] for d in order]
+    if name == "aten::permute":
+        return [after[d] for d in np.argsort([n % len(after) for n in numbers[0]])]
+    return None

@@ -28,8 +28,9 @@ from qcqp_prune.report import PruneReport, Regularised
 from qcqp_prune.report.terminal import report_view
 from qcqp_prune.solve.backend import get_backend
 from qcqp_prune.solve.options import SolveOptions
+from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import TracePoint
-from qcqp_prune.storage import require_file_place
+from qcqp_prune.storage import read_json, require_file_place
 from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
 from qcqp_prune.train.batches import Loader
 from qcqp_prune.watch import Watcher
@@ -87,12 +88,10 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             realisation=config.shrink.realisation,
             options=options,
             recovery=recovery,
-            watch=_ConsoleWatcher(spinner, bar),
+            watch=_ConsoleWatcher(spinner, bar, certificate),
         )
     OUT.print(report_view(report))
     _write(report, small, model, output)
-    if certificate is not None:
-        wrote_certificate(report.solve, certificate)
     return report
 
 
@@ -250,8 +249,8 @@ def _write(report: PruneReport, small: nn.Module, dense: nn.Module, output: Path
 class _ConsoleWatcher(Watcher):
     """Says on the terminal what happens."""
 
-    def __init__(self, spinner: Spinner, bar: TraceBar) -> None:
-        self._spinner, self._bar = spinner, bar
+    def __init__(self, spinner: Spinner, bar: TraceBar, certificate: Path | None = None) -> None:
+        self._spinner, self._bar, self._certificate = spinner, bar, certificate
 
     def phase(self, name: str) -> None:
         self._bar.stop()
@@ -281,6 +280,15 @@ class _ConsoleWatcher(Watcher):
         end = f", relaxed budgets exceeded by {training.trace[-1].violation:.2%}" if training.trace else ""
         OUT.print(f"trained under {training.method}{end}", highlight=False)
 
+    def solved(self, report: SolveReport) -> None:
+        """Before anything is finetuned; a selection that an interrupted run left has its certificate from then."""
+        if self._certificate is None:
+            return
+        if report.certificate is None and _is_of(self._certificate, report):
+            OUT.print(f"{self._certificate} is the certificate of this selection", highlight=False)
+        else:
+            wrote_certificate(report, self._certificate)
+
     def verified(self, checked: Verification) -> None:
         OUT.print(
             f"cut and verified: {', '.join(f'{c.resource} {c.measured:,}' for c in checked.counts)}",
@@ -289,3 +297,11 @@ class _ConsoleWatcher(Watcher):
 
     def evaluated(self, step: str, result: Evaluation) -> None:
         OUT.print(f"accuracy {step}: {result.accuracy:.2%} of {result.samples:,}", highlight=False)
+
+
+def _is_of(certificate: Path, report: SolveReport) -> bool:
+    """Whether a certificate is there, and of a report's selection."""
+    if not certificate.exists():
+        return False
+    selection = read_json(certificate, "a certificate").get("selection", {})
+    return bool(selection.get("objective") == report.objective)

@@ -57,8 +57,8 @@ class Observed:
 
     The exported graph is interpreted, so that it makes no difference whether a layer is a module, a function, part of
     a packed projection, or called twice. It computes with the model's own tensors: gradients reach its parameters, and
-    a weight that is changed in place counts from the next operator on. Of a buffer that the forward writes each run has
-    a copy. Exported anew for each shape of the inputs.
+    a weight that is changed in place counts from the next operator on. Of a buffer that the forward writes each batch
+    has a copy. Exported anew for each shape of the inputs.
 
     Args:
         model: the module that was traced, or one with the same layers.
@@ -119,7 +119,7 @@ class Followed:
         layer_of: index in ``graph.layers`` of each node that is a call of a layer with a weight of its own.
         state: name of the parameter or buffer that each placeholder stands for, of tied ones the first.
         done_after: what is read for the last time by each node.
-        written: placeholders of buffers that an operator writes in place, such as a count of calls.
+        written: placeholders of buffers that an operator writes, such as a count of calls.
     """
 
     def __init__(
@@ -146,11 +146,9 @@ class Followed:
         self.done_after: dict[Node, list[Node]] = {}
         for source, node in last.items():
             self.done_after.setdefault(node, []).append(source)
-        self.written = {
-            root
-            for node in self.program.graph.nodes
-            if _aliases(node, written=True) and (root := _root(node.args[0])) in self.state
-        }
+        roots = [_root(x) for node in self.program.graph.nodes for x in _written(node)]
+        written = {root for root in roots if isinstance(root, Node)}
+        self.written = {node for node in self.state if node in written}
 
 
 class Steps:
@@ -168,6 +166,7 @@ class Steps:
         self._next = 0
         self._values: dict[Node, list[Any]] = {}
         self._arithmetic: Arithmetic = _Tensors()
+        self._replaced: Mapping[Node, Node] = {}
         self._bind([iter(pytree.tree_leaves(call)) for call in calls])
 
     def __getitem__(self, node: Node) -> list[Any]:
@@ -202,29 +201,47 @@ class Steps:
                 module = getattr(module, name)
             self._values[node] = [module] * self._batches
             return self._values[node]
+        if node in self._replaced:
+            self._values[node] = copy.deepcopy(self._values[self._replaced[node]])
+            return self._values[node]
         self._values[node] = [
             self._arithmetic.step(node, {source: self._values[source][b] for source in node.all_input_nodes})
             for b in range(self._batches)
         ]
         return self._values[node]
 
-    def fork(self, changes: Mapping[str, Tensor], arithmetic: Arithmetic | None = None) -> Steps:
+    def fork(
+        self,
+        changes: Mapping[str, Tensor],
+        arithmetic: Arithmetic | None = None,
+        *,
+        replaced: Mapping[Node, Node] | None = None,
+    ) -> Steps:
         """A run from here on with other parameters or buffers, which nothing that was computed so far has read.
 
         Args:
             changes: by name, in the network's own shapes.
             arithmetic: that it computes with from here on; this run's own when None.
+            replaced: operators that are not computed, but give what one that they read gave.
         """
         other = copy.copy(self)
         other._arithmetic = arithmetic or self._arithmetic
-        state = self.followed.state
+        other._replaced = {**self._replaced, **(replaced or {})}
+        state, written = self.followed.state, self.followed.written
         # One copy for all: operators that work in place find views of one tensor still views of one.
-        own = {node: values for node, values in self._values.items() if node not in state}
+        own = {
+            node: values
+            for node, values in self._values.items()
+            if node not in state or (node in written and state[node] not in changes)
+        }
         other._values = dict(zip(own, copy.deepcopy(list(own.values())), strict=True))
         for node, values in self._values.items():
-            if node in state:
-                tensor = changes.get(state[node], values[0])
-                other._values[node] = [other._arithmetic.state(state[node], tensor)] * self._batches
+            if node not in own:
+                name = state[node]
+                tensor = changes[name] if name in changes else self._arithmetic.plain(values[0])
+                held = other._arithmetic.state(name, tensor)
+                copied = node in written
+                other._values[node] = [copy.deepcopy(held) if copied else held for _ in range(self._batches)]
         return other
 
     def results(self) -> list[Any]:
@@ -252,8 +269,9 @@ class Steps:
                 self._values[node] = [next(x) for x in leaves]
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 tensor = tensors[str(spec.target)]
-                own = tensor.detach().clone() if node in self.followed.written else tensor
-                self._values[node] = [own] * len(leaves)
+                self._values[node] = [
+                    tensor.detach().clone() if node in self.followed.written else tensor for _ in leaves
+                ]
             else:
                 self._values[node] = [program.constants[str(spec.target)]] * len(leaves)
 
@@ -271,19 +289,26 @@ def norm_after(node: Node) -> Node | None:
     return users[0] if len(users) == 1 and op_name(users[0]) == "aten::batch_norm" else None
 
 
-def _aliases(node: Any, *, written: bool = False) -> bool:
-    """Whether an operator's result lies in its first argument, or whether it writes there."""
-    if not (isinstance(node, Node) and isinstance(node.target, torch._ops.OpOverload) and node.args):
-        return False
-    first = node.target._schema.arguments[0].alias_info
-    return first is not None and (first.is_write or not written)
+def _written(node: Node) -> list[Any]:
+    """What an operator writes; of norms that take statistics of their inputs the schema does not say so."""
+    if op_name(node) in ("aten::batch_norm", "aten::instance_norm"):
+        counts = argument(node, "training", False) or argument(node, "use_input_stats", False)
+        return [argument(node, name) for name in ("running_mean", "running_var")] if counts else []
+    return [node.args[0]] if (alias := _alias(node)) is not None and alias.is_write else []
 
 
 def _root(source: Any) -> Any:
     """What a view is a view of."""
-    while _aliases(source):
+    while _alias(source) is not None:
         source = source.args[0]
     return source
+
+
+def _alias(node: Any) -> Any:
+    """What the schema says of an operator that works on, or gives a view of, its first argument."""
+    if isinstance(node, Node) and isinstance(node.target, torch._ops.OpOverload) and node.args:
+        return node.target._schema.arguments[0].alias_info
+    return None
 
 
 def _source(node: Node) -> Node | None:

@@ -51,21 +51,26 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Buffers that a forward writes, such as a count of its calls, are afterwards what they were."""
+    """Buffers that a forward writes, such as a count of its calls, hold afterwards what they held.
+
+    One that it put another of the same shape in the place of, too. A table that is made when it is first needed stays.
+    """
     held = [
         (module._buffers, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None and not buffer.is_meta
+        if buffer is not None and not buffer.is_meta and buffer.layout is torch.strided
     ]
     try:
         yield
     finally:
         with torch.no_grad():
             for store, name, buffer, before in held:
-                if not torch.equal(buffer, before):
-                    buffer.copy_(before)
-                store[name] = buffer
+                now = store.get(name)
+                if now is not None and now.shape == before.shape:
+                    store[name] = buffer
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)
 
 
 @contextlib.contextmanager

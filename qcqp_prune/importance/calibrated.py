@@ -13,15 +13,16 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 from torch import nn
 
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.cuts import Cut
 from qcqp_prune.importance.gradients import Loss, device_of
 from qcqp_prune.importance.layerwise import weight_tensors
+from qcqp_prune.importance.output_error import output_error
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
 from qcqp_prune.importance.samples import first, samples_of
-from qcqp_prune.importance.trials import Trials, added_loss, output_error
+from qcqp_prune.importance.trials import Trials, added_loss
 from qcqp_prune.program.coefficients import FloatArray
 from qcqp_prune.program.forms import PairwiseForm
 
@@ -58,12 +59,12 @@ class Calibrated:
     whole is measured as a whole.
 
     Attributes:
-        batches: pairs of (inputs, targets); iterated once, as far as ``samples`` goes.
+        batches: pairs of (inputs, targets), the targets only for a loss; iterated once, as far as ``samples`` goes.
         loss: ``loss(model(inputs), targets)``, a mean over samples, where what is added to it is to be the harm; the
             change of all floating outputs when None.
         samples: how many the second moments are taken over.
         trials: on how many of them harm is measured; None for as many as 1.5e12 multiply-adds take in all trials
-            together (about a minute of one core), but 64 at least and 1,000 at most.
+            together (about a minute of one core, more where masks are needed), but 64 at least and 1,000 at most.
         ratios: shares of each group that are removed in turn, ascending.
         ridge: of the least squares, as a share of the mean second moment.
         seed: of what is drawn.
@@ -101,7 +102,7 @@ class Calibrated:
         Raises:
             InvalidOptionError: there is no batch, or one is no pair of inputs and targets; without a loss, no output
                 is a tensor of floating numbers.
-            InvalidScoreError: the harm is NaN or infinite.
+            InvalidScoreError: what a layer reads, an output or the harm is NaN or infinite.
         """
         weight_tensors(model, graph)
         device = device_of(model)
@@ -110,7 +111,8 @@ class Calibrated:
         )
         observed = Observed(model, graph)
         found = readers(observed, inputs, seed=self.seed)
-        curvatures(observed, inputs, found, seed=self.seed)
+        _require_finite(graph, found)
+        curvatures(observed, inputs, found, seed=self.seed, relative=True)
         cuts = list(self._cuts(graph, observed, found))
         del found
         inputs, targets = first(inputs, targets, self.trials or _affordable(graph, cuts))
@@ -131,6 +133,15 @@ class Calibrated:
             yield Cut.of(graph, observed, found, tuple(groups), tuple(counts), self.ridge)
         for b in range(len(graph.blocks)):
             yield Cut.of_block(graph, b)
+
+
+def _require_finite(graph: ChannelGraph, found: Mapping[Key, Reader]) -> None:
+    for reader in found.values():
+        if not bool(reader.second.isfinite().all()):
+            raise InvalidScoreError(
+                f"what {graph.layers[reader.layer].name} reads on the calibration data is not finite: check the data "
+                "and the weights"
+            )
 
 
 def _affordable(graph: ChannelGraph, cuts: Sequence[Cut]) -> int:

@@ -71,12 +71,11 @@ class Cut:
         return cls((own, *sorted(graph.emptied_with(block))), (1,), block=block)
 
     def flat(self, graph: ChannelGraph, count: int) -> BoolArray:
-        """The mask of a trial, ``(unit_count,)``."""
+        """The mask of a trial of groups, ``(unit_count,)``."""
         flat = np.ones(graph.unit_count, np.bool_)
         for k, g in enumerate(self.groups):
             units = graph.units(g)
-            gone = slice(None) if self.block is not None else self.eliminations[k].order[:count]
-            flat[np.arange(units.start, units.stop)[gone]] = False
+            flat[np.arange(units.start, units.stop)[self.eliminations[k].order[:count]]] = False
         return flat
 
     def touches(self, graph: ChannelGraph) -> set[str]:
@@ -84,8 +83,6 @@ class Cut:
         flat = self.flat(graph, self.counts[-1]) if self.counts else np.ones(graph.unit_count, np.bool_)
         gone = {k for k, axis in enumerate(graph.axes) if not flat[axis].all()}
         names = {t.name for t in graph.tensors if gone & {*t.axes, t.columns}}
-        if self.block is not None:
-            names |= set(graph.blocks[self.block].tensors)
         for reader in (r for mine in self.refitted for r in mine):
             names |= {graph.layers[reader.layer].weight, *([reader.shift[0]] if reader.shift else [])}
         return names
@@ -110,11 +107,7 @@ class Cut:
                     if layer.rows is not None:
                         own[slice(*layer.rows)] = moved
                     new[name] = new.get(name, observed.tensor(name)) - sign * own.to(whole)
-        flat = self.flat(graph, count)
-        new |= at_zero(observed, flat, new)
-        if self.block is not None:
-            new |= {n: torch.zeros_like(observed.tensor(n)) for n in graph.blocks[self.block].tensors}
-        return new
+        return new | at_zero(observed, self.flat(graph, count), new)
 
 
 def at_zero(observed: Observed, flat: BoolArray, new: Mapping[str, Tensor]) -> dict[str, Tensor]:

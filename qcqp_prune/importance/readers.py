@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.fx import Node
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.observe import Followed, Observed, norm_after, read_by
 from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.importance.output_error import spread
 from qcqp_prune.importance.patches import Patches, as_matrix
 
 ROWS, PRODUCTS, PER_COLUMN = 65_536, 4e10, 10
@@ -109,7 +111,12 @@ def readers(observed: Observed, batches: Sequence[Any], *, seed: int = 0) -> dic
 
 
 def curvatures(
-    observed: Observed, batches: Sequence[Any], found: Mapping[Key, Reader], *, seed: int = 0
+    observed: Observed,
+    batches: Sequence[Any],
+    found: Mapping[Key, Reader],
+    *,
+    seed: int = 0,
+    relative: bool = False,
 ) -> None:
     """How much the network's output hangs on each output of each reader, written into the readers.
 
@@ -122,6 +129,7 @@ def curvatures(
         batches: inputs.
         found: from ``readers``.
         seed: of the signs.
+        relative: count each of several outputs in units of its standard deviation.
     """
     generator = torch.Generator().manual_seed(seed)
     graph = observed.graph
@@ -141,7 +149,13 @@ def curvatures(
         with torch.enable_grad():
             leaves = [x for x in observed.run(batch, see) if isinstance(x, Tensor) and x.requires_grad]
             signs = [torch.randint(2, x.shape, generator=generator).to(x) * 2 - 1 for x in leaves]
-            total = sum(((x * s).sum() for x, s in zip(leaves, signs, strict=True)), torch.zeros(()))
+            # Of a single output the size says nothing: only ratios of curvatures matter then.
+            scaled = relative and len(leaves) > 1
+            sizes = [math.sqrt(spread([x.detach()]) / x.numel()) if scaled else 1.0 for x in leaves]
+            total = sum(
+                ((x * s).sum() / size for x, s, size in zip(leaves, signs, sizes, strict=True)),
+                torch.zeros(()),
+            )
             wanted = [(k, out) for k, out in made if out.requires_grad]
             if not leaves or not wanted:
                 continue

@@ -14,18 +14,16 @@ from torch import Tensor
 from torch.fx import Node
 
 from qcqp_prune.apply.masked import MaskedArithmetic, MaskedNetwork
-from qcqp_prune.apply.verify import TOLERANCE, relative_error
-from qcqp_prune.errors import InvalidOptionError, InvalidScoreError, UnsupportedOpError
+from qcqp_prune.apply.verify import TOLERANCE
+from qcqp_prune.errors import InvalidScoreError, UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.observe import Observed, Steps
-from qcqp_prune.graph.outputs import output_leaves
+from qcqp_prune.graph.walk import additions
 from qcqp_prune.importance.cuts import Cut, at_zero
 from qcqp_prune.importance.gradients import Loss
+from qcqp_prune.importance.output_error import Harm, floats, output_error
 
 logger = logging.getLogger(__name__)
-
-Harm = Callable[[Sequence[Any]], float]
-"""How much worse a network is than the dense one, given what it returns for each batch."""
 
 
 def added_loss(loss: Loss, targets: Sequence[Tensor], dense: Sequence[Any]) -> Harm:
@@ -37,47 +35,6 @@ def added_loss(loss: Loss, targets: Sequence[Tensor], dense: Sequence[Any]) -> H
 
     before = mean(dense)
     return lambda outputs: mean(outputs) - before
-
-
-def output_error(dense: Sequence[Any]) -> Harm:
-    """By what the dense network returns: the squared change of its outputs as a share of their variance.
-
-    Where it gives infinity, as for what it masks out, nothing is compared.
-
-    Raises:
-        InvalidOptionError: no output is a tensor of floating numbers.
-    """
-    wanted = [_floats(x) for x in dense]
-    if not wanted[0]:
-        raise InvalidOptionError(
-            "the network returns no tensor of floating numbers: give importance=Calibrated(batches, loss=...) with a "
-            "loss of your own, or importance=Magnitude()"
-        )
-    scales = [_spread(leaves) for leaves in zip(*wanted, strict=True)]
-
-    def error(outputs: Sequence[Any]) -> float:
-        found = [_floats(x) for x in outputs]
-        squares = [
-            sum(
-                float(torch.where(b.isfinite(), (a - b).double(), 0.0).square().sum())
-                for a, b in zip(mine, theirs, strict=True)
-            )
-            for mine, theirs in zip(zip(*found, strict=True), zip(*wanted, strict=True), strict=True)
-        ]
-        return sum(s / scale for s, scale in zip(squares, scales, strict=True)) / len(scales)
-
-    return error
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [x for x in output_leaves(output) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
-
-
-def _spread(leaves: Sequence[Tensor]) -> float:
-    """The sum of squares about the mean; about zero for an output that is always the same."""
-    entries = torch.cat([x[x.isfinite()].double() for x in leaves])
-    about_mean = float((entries - entries.mean()).square().sum())
-    return about_mean or float(entries.square().sum()) or 1.0
 
 
 class Trials:
@@ -97,35 +54,57 @@ class Trials:
 
         Raises:
             InvalidOptionError: see ``output_error``.
-            InvalidScoreError: the harm is NaN or infinite.
+            InvalidScoreError: see ``output_error``, or the harm is NaN or infinite.
         """
         graph = self._observed.graph
         with torch.no_grad():
-            with_masks = self._masks_tell(cuts)
             steps = self._observed.steps(self._inputs)
             harm = self._judge(steps.fork({}).results())
-            read_first: dict[str, tuple[int, Node]] = {}
-            for place, node in enumerate(steps.followed.program.graph.nodes):
-                for source in node.all_input_nodes:
-                    if source in steps.followed.state:
-                        read_first.setdefault(steps.followed.state[source], (place, node))
-            starts: dict[Node, list[int]] = defaultdict(list)
-            for k, cut in enumerate(cuts):
-                names = cut.touches(graph)
-                read = [read_first[name] for name in names if name in read_first]
-                if read:
-                    starts[min(read, key=lambda x: x[0])[1]].append(k)
+            with_masks = self._masks_tell(cuts)
+            if (
+                with_masks
+            ):  # from the first operator on: masks carry marks of what goes with what it is added to
+                steps = steps.fork({}, self._masked(steps, np.ones(graph.unit_count, np.bool_)))
+            starts = self._starts(steps, cuts)
             found: list[dict[int, float]] = [{} for _ in cuts]
             for node in steps:
                 for k in starts.get(node, ()):
                     worst = 0.0
                     for count in cuts[k].counts:
-                        masks = self._masked(steps, cuts[k].flat(graph, count)) if with_masks else None
-                        fork = steps.fork(cuts[k].changes(self._observed, count), masks)
-                        worst = max(worst, _finite(harm(fork.results())))
+                        outputs = self._fork(steps, node, cuts[k], count, with_masks=with_masks).results()
+                        worst = max(worst, _finite(harm(outputs)))
                         found[k][count] = worst
                     logger.debug("%s: %s", cuts[k].groups, found[k])
         return found
+
+    def _starts(self, steps: Steps, cuts: Sequence[Cut]) -> dict[Node, list[int]]:
+        """Where each cut begins to matter: what reads something that it changes, or the addition without its branch."""
+        nodes = list(steps.followed.program.graph.nodes)
+        read_first: dict[str, int] = {}
+        for place, node in enumerate(nodes):
+            for source in node.all_input_nodes:
+                if source in steps.followed.state:
+                    read_first.setdefault(steps.followed.state[source], place)
+        numbered = {index: node for node, index in additions(steps.followed.program.graph).items()}
+        starts: dict[Node, list[int]] = defaultdict(list)
+        for k, cut in enumerate(cuts):
+            if cut.block is not None:
+                starts[numbered[self._observed.graph.blocks[cut.block].addition]].append(k)
+                continue
+            places = [read_first[name] for name in cut.touches(self._observed.graph) if name in read_first]
+            if places:
+                starts[nodes[min(places)]].append(k)
+        return starts
+
+    def _fork(self, steps: Steps, node: Node, cut: Cut, count: int, *, with_masks: bool) -> Steps:
+        """The run with a cut, from the node on at which it begins to matter."""
+        graph = self._observed.graph
+        if cut.block is not None:
+            kept = node.args[1 - graph.blocks[cut.block].operand]
+            assert isinstance(kept, Node)
+            return steps.fork({}, replaced={node: kept})
+        masks = self._masked(steps, cut.flat(graph, count)) if with_masks else None
+        return steps.fork(cut.changes(self._observed, count), masks)
 
     def _masks_tell(self, cuts: Sequence[Cut]) -> bool:
         """Whether masks give another output than zeros do, on the first batch, with the least of every cut made."""
@@ -135,14 +114,18 @@ class Trials:
                 flat &= cut.flat(self._observed.graph, cut.counts[0])
         steps = self._observed.steps(self._inputs[:1])
         changes = at_zero(self._observed, flat, {})
-        zeros = output_leaves(steps.fork(changes).results())
+        zeros = steps.fork(changes).results()
+        if not (leaves := floats(zeros[0])):
+            return True
         try:
-            with_masks = output_leaves(steps.fork(changes, self._masked(steps, flat)).results())
+            with_masks = steps.fork(changes, self._masked(steps, flat)).results()
+            error = output_error(zeros)(with_masks)
         except UnsupportedOpError as e:
             logger.info("trials hold what goes at zero: %s", e)
             return False
-        error, dtype = relative_error(with_masks, zeros)
-        return error > TOLERANCE[dtype]
+        except InvalidScoreError:
+            return True
+        return not error <= max(TOLERANCE[x.dtype] for x in leaves) ** 2
 
     def _masked(self, steps: Steps, flat: BoolArray) -> MaskedArithmetic:
         network = MaskedNetwork(self._observed.model, self._observed.graph, flat)

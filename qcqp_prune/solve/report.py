@@ -138,10 +138,10 @@ class SolveReport:
             why = (
                 "no bound was proved"
                 if self.bound is None
-                else "the bound's solver cannot write down its proof, or the report was read from a file"
+                else "the bound's solver cannot write down its proof, or the selection is from a file, which has none"
             )
             raise NoCertificateError(
-                f"there is no certificate, for {why}: solve with a solver that gives multipliers, such as the "
+                f"there is no certificate, for {why}: solve, anew, with a solver that gives multipliers, such as the "
                 "decomposition"
             )
         return self.certificate.write(path)

@@ -7,11 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph
 
 from qcqp_prune import trace
 from qcqp_prune.apply import rewrite_joins
+from qcqp_prune.apply.masked import masked
 from qcqp_prune.apply.rewrite_joins import Positions
 from qcqp_prune.apply.shrink import shrink_and_verify
 from tests.networks import liven, random_masks
@@ -70,3 +72,36 @@ def test_joins_are_followed_to_the_end_and_not_beyond_an_operator_that_moves_pos
     assert joined[a][0].tolist() == joined[relu][0].tolist() == b_keeps.tolist()
     assert joined[flip][0].tolist() == c_keeps.tolist()
     assert joined[first][0].tolist() == b_keeps.tolist()
+
+
+PADDED = {
+    "as it is": lambda x: F.pad(x, (4, 9)),
+    "unsqueeze": lambda x: F.pad(x[:, 0], (4, 9)).unsqueeze(1),
+    "squeeze": lambda x: F.pad(x[:, :1].unsqueeze(2), (4, 9)).squeeze(2),
+    "squeeze of more than one": lambda x: F.pad(x, (4, 9)).squeeze(1),
+    "transpose": lambda x: F.pad(x.transpose(1, 2), (0, 0, 4, 9)).transpose(1, 2),
+    "permute": lambda x: F.pad(x.permute(2, 0, 1), (0, 0, 0, 0, 4, 9)).permute(1, 2, 0),
+}
+
+
+class Padded(nn.Module):
+    """Something padded is added to channels: of its padding there is as much as they need, wherever dimensions go."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(3, 16), nn.Linear(16, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x) + PADDED[self.how](x)))
+
+
+@pytest.mark.parametrize("how", PADDED)
+def test_a_padding_follows_the_channels_that_it_is_added_to(how: str) -> None:
+    torch.manual_seed(0)
+    model = liven(Padded(how)).eval()
+    graph = trace(model, torch.zeros(2, 5, 3))
+    masks = random_masks(graph, 1)
+    small, checked = shrink_and_verify(model, graph, masks)
+    assert checked.realisation == "graph"
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(small(x), masked(model, graph, masks)(x))

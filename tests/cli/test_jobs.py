@@ -208,6 +208,22 @@ def test_a_job_in_rounds(run, net: Path, tmp_path: Path) -> None:
     assert "leave --certificate or [rounds] out" in run("run", job, "--certificate", tmp_path / "c.json").err
 
 
+def test_a_job_that_goes_on_keeps_the_certificate_of_its_selection(run, net: Path, tmp_path: Path) -> None:
+    job, certificate = tmp_path / "job.toml", tmp_path / "c.json"
+    job.write_text(JOB.replace('name = "highs"', 'name = "decomposition"'))
+    assert run("run", job, "--certificate", certificate).code == 0
+    written = certificate.read_bytes()
+    again = run("run", job, "--certificate", certificate)
+    assert again.code == 0, again.err
+    assert "is the certificate of this selection" in again.out
+    assert certificate.read_bytes() == written
+    certificate.unlink()
+    refused = run("run", job, "--certificate", certificate)
+    assert refused.code != 0
+    assert "from a file, which has none" in refused.err
+    assert "accuracy finetuned" not in refused.out
+
+
 def test_without_a_recipe_the_recommended_one_is_used(run, net: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     job.write_text(JOB.replace("[output]", 'device = "cpu"\n[output]'))
