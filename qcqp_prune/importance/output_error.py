@@ -66,11 +66,13 @@ def spread(batches: Sequence[Tensor]) -> float:
     Args:
         batches: of one output, samples first.
     """
-    finite = [torch.where(x.isfinite(), x, 0).double() for x in batches]
-    together = finite[0].ndim > 0 and len({x.shape[1:] for x in finite}) == 1
-    entries = torch.cat(finite) if together else torch.cat([x.flatten() for x in finite])
-    centres = (entries.mean(0, keepdim=True), entries.mean(), entries.new_zeros(()))
-    return next((s for c in centres if (s := float((entries - c).square().sum())) > 0), 1.0)
+    finite = [torch.where(x.isfinite(), x, 0) for x in batches]
+    zero = finite[0].new_zeros((), dtype=torch.float64)
+    centres = [sum((x.double().sum() for x in finite), zero) / sum(x.numel() for x in finite), zero]
+    if zero.ndim < finite[0].ndim and len({x.shape[1:] for x in finite}) == 1:
+        centres.insert(0, sum((x.double().sum(0) for x in finite), zero) / sum(len(x) for x in finite))
+    sums = (sum(float((x.double() - centre).square().sum()) for x in finite) for centre in centres)
+    return next((total for total in sums if total > 0), 1.0)
 
 
 def _square(a: Tensor, b: Tensor) -> float:

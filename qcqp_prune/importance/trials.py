@@ -61,9 +61,8 @@ class Trials:
             steps = self._observed.steps(self._inputs)
             harm = self._judge(steps.fork({}).results())
             with_masks = self._masks_tell(cuts)
-            if (
-                with_masks
-            ):  # from the first operator on: masks carry marks of what goes with what it is added to
+            if with_masks:
+                # From the first operator on: values carry marks of what goes with what it is added to.
                 steps = steps.fork({}, self._masked(steps, np.ones(graph.unit_count, np.bool_)))
             starts = self._starts(steps, cuts)
             found: list[dict[int, float]] = [{} for _ in cuts]

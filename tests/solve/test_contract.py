@@ -13,25 +13,25 @@ from qcqp_prune.solve.run import solve
 from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaustive, random_problem
 
 EXACT = ["scip", "highs:cardinality_rlt", "highs:perspective", "pyomo:scip_direct", "pyomo:highs"]
-OTHER = ["block_coordinate", "relaxation"]
 
 
 @pytest.mark.parametrize("solver", EXACT)
 def test_exact_backends_prove_everything(solver: str) -> None:
-    check = check_backend(get_backend(solver))
-    assert check.problems == 2 * len(STRUCTURES)
+    seeds = 1 if solver.startswith("pyomo") else 2  # another door to the same solvers
+    check = check_backend(get_backend(solver), seeds=seeds)
+    assert check.problems == seeds * len(STRUCTURES)
     assert check.proved == check.problems
     assert check.missed == 0
 
 
-@pytest.mark.parametrize("solver", OTHER)
-def test_other_backends_claim_nothing_false(solver: str) -> None:
-    check = check_backend(get_backend(solver), seeds=3)
+def test_the_relaxation_claims_nothing_false() -> None:
+    check = check_backend(get_backend("relaxation"), seeds=3)
     assert check.problems == 3 * len(STRUCTURES)
 
 
 def test_block_coordinate_misses_few_of_the_small_optima() -> None:
-    check = check_backend(get_backend("block_coordinate"), seeds=6)
+    check = check_backend(get_backend("block_coordinate"), seeds=4)
+    assert check.problems == 4 * len(STRUCTURES)
     assert check.missed <= 0.1 * check.problems
 
 

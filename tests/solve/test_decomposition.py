@@ -385,4 +385,9 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_passes_the_backend_contract() -> None:
-    check_backend(DecompositionBackend())
+    check_backend(DecompositionBackend(), seeds=1)
+
+
+@pytest.mark.slow
+def test_passes_the_backend_contract_on_more_problems() -> None:
+    check_backend(DecompositionBackend(), seeds=4)

@@ -86,8 +86,9 @@ def test_a_known_bound_must_be_a_number() -> None:
     assert SolveOptions(known_bound=3.0).to_json()["known_bound"] == 3.0
 
 
+@pytest.mark.slow
 def test_auto_closes_192_channels_by_deciding_units_first() -> None:
-    report = solve(chain_problem("medium"), time_limit=60)
+    report = solve(chain_problem("medium"), time_limit=120)
     assert report.termination.reason is Reason.OPTIMAL
     assert report.gap is not None
     assert report.gap <= 1e-4
