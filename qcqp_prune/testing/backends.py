@@ -38,7 +38,7 @@ class BackendCheck:
     missed: int
 
 
-def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
+def check_backend(backend: Backend, *, seeds: int = 2, work_limit: int | None = None) -> BackendCheck:
     """Run a backend on small problems of every structure and compare with all masks tried.
 
     Structures: chains, residual streams, depthwise costs, concatenation, ties, couplings of a group with itself, what
@@ -50,12 +50,14 @@ def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
     Args:
         backend: must be available here.
         seeds: problems of each structure.
+        work_limit: of each solve, in the backend's own unit; None lets each run to its end.
 
     Raises:
         SolverUnavailableError: the backend cannot run here.
         BackendError: it broke the contract; the message says where.
     """
     require_available(backend)
+    options = SolveOptions(gap_limit=0.0, work_limit=work_limit)
     problems = proved = missed = 0
     for structure in STRUCTURES:
         for seed in range(seeds):
@@ -65,14 +67,14 @@ def check_backend(backend: Backend, *, seeds: int = 2) -> BackendCheck:
                 continue
             optimum = exhaustive(problem)
             where = f"random_problem({seed}, {structure!r})"
-            report = solve(problem, backend, gap_limit=0.0)
+            report = solve(problem, backend, options=options)
             _check_report(report, optimum, where)
             problems += 1
             proved += report.termination.reason is Reason.OPTIMAL
             missed += report.objective < optimum.objective - _slip(optimum)
-        _check_small_scores(backend, problem, optimum, where)
+        _check_small_scores(backend, problem, optimum, where, options)
         _check_limits(backend, problem, optimum, where)
-        _check_warm_start(backend, problem, optimum, where)
+        _check_warm_start(backend, problem, optimum, where, replace(options, gap_limit=1e-4))
     _check_nothing(backend)
     _check_stop(backend, problem)
     _check_repeatable(backend, problem)
@@ -98,10 +100,12 @@ def _check_report(report: SolveReport, optimum: Optimum, where: str) -> None:
         )
 
 
-def _check_small_scores(backend: Backend, problem: PruningProblem, optimum: Optimum, where: str) -> None:
+def _check_small_scores(
+    backend: Backend, problem: PruningProblem, optimum: Optimum, where: str, options: SolveOptions
+) -> None:
     """A tolerance that is absolute inside a solver takes small scores for nothing."""
     small = replace(problem, objective=_scaled(problem.objective, SMALL))
-    report = solve(small, backend, gap_limit=0.0)
+    report = solve(small, backend, options=options)
     expected = replace(optimum, objective=SMALL * optimum.objective)
     _check_report(report, expected, f"{where} with scores times {SMALL:g}")
 
@@ -132,8 +136,10 @@ def _check_limits(backend: Backend, problem: PruningProblem, optimum: Optimum, w
     _check_report(report, optimum, f"{where} with work_limit=1")
 
 
-def _check_warm_start(backend: Backend, problem: PruningProblem, optimum: Optimum, where: str) -> None:
-    report = solve(problem, backend, warm_start=optimum.mask)
+def _check_warm_start(
+    backend: Backend, problem: PruningProblem, optimum: Optimum, where: str, options: SolveOptions
+) -> None:
+    report = solve(problem, backend, warm_start=optimum.mask, options=options)
     _check_report(report, optimum, f"{where} from the optimum")
     if report.objective < optimum.objective - _slip(optimum):
         raise BackendError(

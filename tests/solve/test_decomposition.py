@@ -385,9 +385,9 @@ def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_passes_the_backend_contract() -> None:
-    check_backend(DecompositionBackend(), seeds=1)
+    check_backend(DecompositionBackend(), work_limit=60)
 
 
 @pytest.mark.slow
-def test_passes_the_backend_contract_on_more_problems() -> None:
-    check_backend(DecompositionBackend(), seeds=4)
+def test_passes_the_backend_contract_without_a_limit() -> None:
+    check_backend(DecompositionBackend())
