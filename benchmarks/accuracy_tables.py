@@ -167,15 +167,17 @@ def _text(cell: Cell | None, best: float) -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """A method over all cells that every method has, in points.
+    """A method over its cells that every rival has, in points.
 
     Attributes:
+        cells: how many they are.
         mean, before: accuracy after and before finetuning.
         ahead, before_ahead: of the rival whose mean over these cells is the highest, after and before finetuning.
         best_of_each: mean difference after finetuning to the best rival of each cell.
         level: cells in which it is at or above every rival's mean, less the standard error of the difference.
     """
 
+    cells: int
     mean: float
     before: float
     ahead: float
@@ -184,18 +186,20 @@ class Standing:
     level: int
 
 
-def standings(one: Measured) -> tuple[list[Place], dict[str, Standing]]:
-    """The cells that every method has, and how each method stands in them; a rival is compared with the others."""
-    places = [place for place, cells in one.cells.items() if set(cells) == set(one.methods)]
+def standings(one: Measured) -> dict[str, Standing]:
+    """How each method stands in the cells that it and every rival have; a rival is compared with the others."""
+    everyone = {name for name in one.methods if name not in one.ours}
     found: dict[str, Standing] = {}
-    for method in one.methods if places else []:
-        rivals = [name for name in one.methods if name not in one.ours and name != method]
-        if not rivals:
+    for method in one.methods:
+        rivals = [name for name in one.methods if name in everyone and name != method]
+        places = [place for place, cells in one.cells.items() if set(cells) >= {*everyone, method}]
+        if not rivals or not places:
             continue
         mine = [one.cells[p][method] for p in places]
         theirs = [[one.cells[p][name] for p in places] for name in rivals]
         after, before = mean(c.mean for c in mine), mean(c.before for c in mine)
         found[method] = Standing(
+            len(places),
             after,
             before,
             after - max(mean(c.mean for c in cells) for cells in theirs),
@@ -203,7 +207,7 @@ def standings(one: Measured) -> tuple[list[Place], dict[str, Standing]]:
             mean(c.mean - max(cells[k].mean for cells in theirs) for k, c in enumerate(mine)),
             sum(all(_is_level(c, cells[k]) for cells in theirs) for k, c in enumerate(mine)),
         )
-    return places, found
+    return found
 
 
 def _is_level(mine: Cell, theirs: Cell) -> bool:
@@ -211,24 +215,24 @@ def _is_level(mine: Cell, theirs: Cell) -> bool:
 
 
 def _summary(one: Measured) -> Iterator[str]:
-    places, found = standings(one)
+    found = standings(one)
     if not found:
-        yield "No cell has every method yet, so there is no mean over all cells."
+        yield "No cell has every rival yet, so there is no mean over cells."
         return
     yield (
-        f"Over the {len(places)} of {len(one.cells)} cells (network and budget) that every method has, in points. The "
-        "best rival is the one with the highest mean over these cells. A rival is compared with the other rivals."
+        f"Each method over its cells (network and budget, {len(one.cells)} in all) that every rival has, in points. "
+        "The best rival is the one with the highest mean over these cells. A rival is compared with the other rivals."
     )
     yield ""
     yield (
-        "| method | mean | above the best rival | above the best rival of each cell | at or above every rival within "
-        "one standard error | mean before finetuning | above the best rival there |"
+        "| method | cells | mean | above the best rival | above the best rival of each cell | at or above every rival "
+        "within one standard error | mean before finetuning | above the best rival there |"
     )
-    yield "|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|"
     for method, s in found.items():
         yield (
-            f"| {method} | {s.mean:.2f} | {s.ahead:+.2f} | {s.best_of_each:+.2f} | {s.level} of {len(places)} | "
-            f"{s.before:.2f} | {s.before_ahead:+.2f} |"
+            f"| {method} | {s.cells} | {s.mean:.2f} | {s.ahead:+.2f} | {s.best_of_each:+.2f} | "
+            f"{s.level} of {s.cells} | {s.before:.2f} | {s.before_ahead:+.2f} |"
         )
 
 

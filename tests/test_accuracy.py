@@ -282,9 +282,9 @@ def test_cells_and_standings_by_hand() -> None:
     assert cell.error == pytest.approx(1 / math.sqrt(3))  # deviations -1, 0, 1 with two degrees of freedom
     assert cell.share == pytest.approx(49.0)
     assert Cell((90.0,), 50.0, 50.0).error is None
-    places, found = standings(one)
-    assert places == [("net", "50%"), ("net", "25%")]
+    found = standings(one)
     ours = found["ours"]
+    assert ours.cells == 2
     assert ours.mean == pytest.approx((90.5 + 84) / 2)
     # The best rival in mean is b, (89 + 83) / 2 = 86; in the cells a with 91 and b with 83.
     assert ours.ahead == pytest.approx(87.25 - 86)
@@ -309,8 +309,16 @@ def test_the_table_says_it_and_names_what_failed() -> None:
     assert "- rival c on net: inner layers only, for it does not run." in text
     assert "- rival c on net at 25%: IndexError: no" in text
     assert "trial" not in text
-    assert "Over the 1 of 2 cells" in text
-    assert "| ours | 90.50 | -0.50 |" in text
+    assert "network and budget, 2 in all" in text
+    # At 25 % one rival has failed, so that the cell counts for nobody.
+    assert "| ours | 1 | 90.50 | -0.50 |" in text
+
+
+def test_a_method_that_was_not_measured_everywhere_stands_in_its_own_cells() -> None:
+    (one,) = measured([*ROWS, row("ours too", "25%", 0, 0.85)])
+    found = standings(one)
+    assert (found["ours"].cells, found["ours too"].cells) == (2, 1)
+    assert found["ours too"].ahead == pytest.approx(85 - 83)
 
 
 def test_the_plot_has_every_line_with_its_error_bars() -> None:

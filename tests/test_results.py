@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import compatibility_page
+from benchmarks.accuracy_tables import measured, standings
 from benchmarks.growth import exponent
 from benchmarks.objectives import BUDGETS, DEFAULT, OBJECTIVES
 from benchmarks.objectives_tables import correlations
@@ -119,3 +120,11 @@ def test_what_is_predicted_ranks_masks_as_measured_loss_does(masks: str) -> None
     number, found = correlations(_recorded("objectives"))[masks]
     assert number >= 30
     assert found[DEFAULT, "reconstructed"] >= 0.8
+
+
+def test_the_default_objective_stands_above_every_rival() -> None:
+    (one,) = measured(_recorded("accuracy"))
+    default = standings(one)["default"]
+    assert default.level == default.cells >= 4
+    assert min(default.ahead, default.best_of_each) >= 0.3
+    assert default.before_ahead >= 10
