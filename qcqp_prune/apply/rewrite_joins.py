@@ -80,7 +80,7 @@ def _turned_back(user: Node, name: str, after: Kept, kept: dict[Node, Any]) -> K
         dim = numbers[0] % len(after)
         return after[:dim] + after[dim + 1 :]
     if name == "aten::squeeze" and numbers and isinstance(numbers[0], int):
-        if len(kept[user.args[0]]) == len(after):  # type: ignore[index]
+        if len(kept[user.all_input_nodes[0]]) == len(after):
             return after  # the dimension was of another size
         dim = numbers[0] % (len(after) + 1)
         return [*after[:dim], np.ones(1, np.bool_), *after[dim:]]
