@@ -13,10 +13,11 @@ Rows that are recorded are not measured again (``--again`` does so), so a stoppe
 at; two processes may measure different instances or budgets. ``--dry`` measures and writes nothing. Methods:
 ``benchmarks.accuracy_methods``. Torch-Pruning needs the extra ``bench``; data as in ``benchmarks.settings``.
 
-The default schedule is what two cores can do in about eight hours. Processor seconds of one thread for a batch of 128
-were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.5 to 1.0 for ResNet-56; a test set took
-6 to 10 and 17 to 30. Twelve different networks at four budgets with three seeds are 144 runs of each, so 300 batches
-take three and nine and a half hours of one core, tests two, selections and the small networks two. The halves::
+The default schedule is what two cores can do in about six hours. Processor seconds of one thread for a batch of 128
+were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.3 to 0.6 for ResNet-56, whose weights lie
+channels last and whose tests run under bfloat16, too (``Setting.quick``); a test set took 6 to 12 for either. Twelve
+different networks at four budgets with three seeds are 144 runs of each, so 300 batches take three and five hours of
+one core, tests one and a half, selections and the small networks two. The halves::
 
     python -m benchmarks.accuracy --instances resnet56 --budgets 58% 50% 46%
     python -m benchmarks.accuracy --instances resnet20 lenet5 small_vgg && \\
@@ -144,12 +145,15 @@ def prepared(setting: Setting, method: Method, budget: str) -> tuple[nn.Module, 
     """The smaller network, repaired or recalibrated, and what a row says of it before finetuning."""
     started = time.perf_counter()
     small, about = method(setting, budget)
+    layout = torch.channels_last if setting.quick else torch.preserve_format
+    small = small.to(memory_format=layout)
     cut = accuracy_of(small, setting)
     repair = getattr(method, "repair", None)
     if repair is None:
         qp.recalibrate_batch_norm(small, setting.calibration(), device=setting.recipe.device)
     else:
         repair(setting, about.pop("masks"), small)
+        small = small.to(memory_format=layout)  # of the weights that the repair has put in
     seconds = {"cut": round(time.perf_counter() - started, 1)}
     used, limit = qp.Macs().measure(small, setting.example), setting.limit(budget)
     if used > limit:
@@ -168,7 +172,8 @@ def dense_accuracy(setting: Setting) -> float:
 def accuracy_of(model: nn.Module, setting: Setting) -> float:
     """Of the whole test set."""
     loader = setting.data.test.loader(500)
-    return qp.evaluate(model, loader, device=setting.recipe.device).accuracy
+    with torch.autocast("cpu", torch.bfloat16, enabled=setting.quick):
+        return qp.evaluate(model, loader, device=setting.recipe.device).accuracy
 
 
 def _kept(model: nn.Module) -> dict[str, int]:
