@@ -7,7 +7,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from benchmarks.objectives import BUDGETS, DEFAULT, ORDERS, PREDICTING, PRINTED, RANDOM_UNITS, REPAIRS
+from benchmarks.objectives import BUDGETS, DEFAULT, KINDS, ORDERS, PREDICTING, PRINTED, RANDOM_UNITS, REPAIRS
 
 Row = dict[str, Any]
 MEASURED = ("recalibrated", "reconstructed")
@@ -66,7 +66,7 @@ def correlations(rows: list[Row]) -> dict[str, tuple[int, dict[tuple[str, str], 
     sets: dict[str, set[str]] = {"random units": {RANDOM_UNITS}}
     sets |= {f"the best by {name}": {name} for name in ORDERS}
     sets |= {f"random units and the best by {name}": {RANDOM_UNITS, name} for name in ORDERS}
-    sets["all"] = {RANDOM_UNITS, *ORDERS}
+    sets["all"] = set(KINDS)
     found: dict[str, tuple[int, dict[tuple[str, str], float]]] = {}
     for title, orders in sets.items():
         mine = [row for row in rows if row["order"] in orders]
