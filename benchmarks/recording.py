@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,10 +26,17 @@ _POLL = 0.2
 
 
 def record(name: str, rows: list[dict[str, Any]], *, packages: Sequence[str] = ()) -> Path:
-    """Write ``results/<name>.json`` aside, then rename. Versions of further packages are noted where installed."""
+    """Write ``results/<name>.json`` aside, then rename. Versions of further packages are noted where installed.
+
+    The file names this command after those that made the rows which were there before and stay.
+    """
     wanted = ("torch", "numpy", "pyscipopt", "highspy", *packages)
+    path = RESULTS / f"{name}.json"
+    command = "python -m " + shlex.join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": [], "commands": []}
+    earlier = before["commands"] if any(row in rows for row in before["rows"]) else []
     data = {
-        "command": "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "commands": [*(c for c in earlier if c != command), command],
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -38,7 +46,6 @@ def record(name: str, rows: list[dict[str, Any]], *, packages: Sequence[str] = (
         "rows": rows,
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
     aside = path.with_suffix(".json.new")
     aside.write_text(json.dumps(data, indent=1) + "\n")
     aside.replace(path)

@@ -45,7 +45,7 @@ def page() -> str:
     parts = [
         "# Results",
         "This page is made by `python -m benchmarks.tables` from the files in `benchmarks/results/`. Each section "
-        "names the command that measured it.",
+        "names the commands that measured it.",
         _section("Pretrained CIFAR-10 ResNets", "pretrained_resnets", _pretrained),
         _section("What each objective does to a network", "objectives", objectives_tables.table),
         _section("Accuracy at equal multiply-adds", "accuracy", accuracy_tables.table),
@@ -78,7 +78,7 @@ def _section(title: str, name: str, table: Any) -> str:
     data = json.loads(path.read_text())
     machine = data["machine"]
     measured = (
-        f"`{data['command']}`; {machine['cores']} cores ({machine['processor']}), Python {machine['python']}, "
+        f"{', '.join(f'`{c}`' for c in data['commands'])}; {machine['cores']} cores ({machine['processor']}), Python {machine['python']}, "
         f"torch {data['packages']['torch']}."
     )
     return f"## {title}\n\n{measured}\n\n{table(data['rows'])}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.recording import Limits, ProcessFailed, in_a_process, stage
+from benchmarks import recording
+from benchmarks.recording import Limits, ProcessFailed, in_a_process, record, stage
 
 HERE = "tests.test_recording"
 
@@ -57,3 +61,20 @@ def test_one_that_fails_says_why_and_where(name: str, limits: Limits, message: s
         in_a_process(f"{HERE}:{name}", limits=limits)
     assert failed.value.stage in (name, "start")  # a slow machine may stop it before it begins
     assert time.monotonic() - started < 55
+
+
+def test_a_file_names_the_commands_that_made_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(recording, "RESULTS", tmp_path)
+
+    def commands(rows: list[dict[str, Any]], *arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["/anywhere/things.py", *arguments])
+        found: list[str] = json.loads(record("things", rows).read_text())["commands"]
+        return [c.removeprefix("python -m benchmarks.things") for c in found]
+
+    a, b = {"a": 1}, {"b": 2}
+    assert commands([a], "--only", "a thing") == [" --only 'a thing'"]
+    assert commands([a, b]) == [" --only 'a thing'", ""]
+    assert commands([a, b], "--only", "a thing") == ["", " --only 'a thing'"]
+    assert commands([{"a": 3}], "--again") == [" --again"]  # nothing of the others is left

@@ -29,9 +29,11 @@ def test_measured_parts_of_the_concepts_are_made_from_the_results_files() -> Non
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "benchmarks" / "results").glob("*.json")))
-def test_a_results_file_names_its_command(name: str) -> None:
+def test_a_results_file_names_its_commands(name: str) -> None:
     data = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-    assert re.fullmatch(r"python -m benchmarks\.\w+( \S+)*", data["command"])
+    assert data["commands"]
+    for command in data["commands"]:
+        assert re.fullmatch(rf"python -m benchmarks\.{name}( \S+)*", command)
     assert data["rows"]
 
 
