@@ -77,8 +77,9 @@ def _section(title: str, name: str, table: Any) -> str:
         return f"## {title}\n\nNot measured yet: run `python -m benchmarks.{name}`."
     data = json.loads(path.read_text())
     machine = data["machine"]
+    commands = ", ".join(f"`{command}`" for command in data["commands"])
     measured = (
-        f"{', '.join(f'`{c}`' for c in data['commands'])}; {machine['cores']} cores ({machine['processor']}), Python {machine['python']}, "
+        f"{commands}; {machine['cores']} cores ({machine['processor']}), Python {machine['python']}, "
         f"torch {data['packages']['torch']}."
     )
     return f"## {title}\n\n{measured}\n\n{table(data['rows'])}"
