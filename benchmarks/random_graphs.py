@@ -17,7 +17,7 @@ import multiprocessing
 import time
 import warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -47,9 +47,9 @@ def main() -> None:
     ends = time.time() + 60 * options.minutes
     # Spawned, for a fork would share torch's threads; anew now and then, for what exports leave behind adds up.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, _prepare, max_tasks_per_child=10) as pool:
-        for done in as_completed([pool.submit(_before, ends, options.seed, n) for n in wanted]):
-            if (row := done.result()) is None:
+    with context.Pool(options.jobs, _prepare, maxtasksperchild=10) as pool:
+        for row in pool.imap_unordered(partial(_before, ends, options.seed), wanted):
+            if row is None:
                 continue
             rows.append(row)
             record("random_graphs", sorted(rows, key=lambda r: int(r["batch"])), packages=("hypothesis",))
