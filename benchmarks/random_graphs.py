@@ -3,8 +3,8 @@
     python -m benchmarks.random_graphs [--examples 10000] [--seed 0] [--jobs 1] [--minutes 60] [--again]
 
 Hypothesis draws networks, options and masks as the tests do (``tests.recipes``, ``tests.checks``), in batches of 50,
-each with a seed of its own; a process is started anew after ten of them. After each batch everything so far is written
-to benchmarks/results/random_graphs.json; a run goes on from there, and begins no batch after the minutes given. A
+each with a seed of its own, four batches a process. After each process everything so far is written to
+benchmarks/results/random_graphs.json; a run goes on from there, and begins no process after the minutes given. A
 violation is recorded with what reproduces it.
 """
 
@@ -13,22 +13,23 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
-import multiprocessing
 import time
 import warnings
 from collections import Counter
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import UnsatisfiedAssumption
 
-from benchmarks.recording import library_commit, record, recorded
+from benchmarks.recording import in_a_process, library_commit, record, recorded
 from tests.checks import MASKS, Example, check, examples
 from tests.recipes import recipes
 
-BATCH = 50
+BATCH, CHUNK = 50, 4
+"""Examples of a batch, and batches of a process."""
 
 
 def main() -> None:
@@ -44,28 +45,29 @@ def main() -> None:
     rows = [] if options.again else [r for r in recorded("random_graphs") if r["seed"] == options.seed]
     there = {row["batch"] for row in rows}
     wanted = [n for n in range(-(-options.examples // BATCH)) if n not in there]
-    ends = time.time() + 60 * options.minutes
-    # Spawned, for a fork would share torch's threads; anew now and then, for what exports leave behind adds up.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(options.jobs, _prepare, maxtasksperchild=10) as pool:
-        for row in pool.imap_unordered(partial(_before, ends, options.seed), wanted):
-            if row is None:
-                continue
-            rows.append(row)
+    chunks = [wanted[k : k + CHUNK] for k in range(0, len(wanted), CHUNK)]
+    ends, lock = time.monotonic() + 60 * options.minutes, Lock()
+
+    def run(numbers: list[int]) -> None:
+        if time.monotonic() > ends:
+            return
+        found = in_a_process("benchmarks.random_graphs:batches", options.seed, *numbers)["rows"]
+        with lock:
+            rows.extend(found)
             record("random_graphs", sorted(rows, key=lambda r: int(r["batch"])), packages=("hypothesis",))
             examples = sum(r["examples"] for r in rows)
             print(f"{examples} examples, {sum(len(r['violations']) for r in rows)} violations", flush=True)
 
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(run, chunks))
 
-def _prepare() -> None:
-    """In each process: exports allocate so many small objects that collecting them all the time takes a tenth."""
+
+def batches(seed: int, *numbers: int) -> dict[str, Any]:
+    """Some batches, one after another."""
+    # Exports allocate so many small objects that collecting them all the time takes a tenth.
     gc.freeze()
     gc.set_threshold(200_000, 50, 50)
-
-
-def _before(ends: float, seed: int, number: int) -> dict[str, Any] | None:
-    """A batch, unless it would begin after the end."""
-    return batch(seed, number) if time.time() < ends else None
+    return {"rows": [batch(seed, number) for number in numbers]}
 
 
 def batch(seed: int, number: int) -> dict[str, Any]:
