@@ -1,13 +1,14 @@
 """Accuracy at equal counted multiply-adds: our objectives and solvers beside what people use, equally finetuned.
 
     python -m benchmarks.accuracy [--instances resnet20 ...] [--methods 'paper, auto' ...] [--budgets 58% ...]
-                                  [--seeds 0 1 2] [--epochs 3] [--batches 100] [--threads 1] [--again] [--dry]
+                                  [--seeds 0 1 2] [--epochs 3] [--batches N] [--threads 1] [--again] [--dry]
 
 One row for each instance, method, budget and seed. Every method starts from the same dense network, may look at the
 same 2,500 training images, and gets the same finetuning: the same recipe and, for one seed, the same batches in the
-same order. An "epoch" has ``--batches`` batches of 128 images. Accuracy is of the whole test set: dense, straight after
-the cut, *before finetuning*, and finetuned. Before finetuning a method with a repair of its own is repaired by it, and
-the batch norms of every other are recalibrated on the 2,500 images (which would undo part of a least squares repair).
+same order. An "epoch" has ``--batches`` batches of 128 images, 100 by default and 50 for ResNet-56. Accuracy is of the
+whole test set: dense, straight after the cut, *before finetuning*, and finetuned. Before finetuning a method with a
+repair of its own is repaired by it, and the batch norms of every other are recalibrated on the 2,500 images (which
+would undo part of a least squares repair).
 
 Rows that are recorded are not measured again (``--again`` does so), so a stopped run goes on with the row that it was
 at; two processes may measure different instances or budgets. ``--dry`` measures and writes nothing. Methods:
@@ -15,9 +16,9 @@ at; two processes may measure different instances or budgets. ``--dry`` measures
 
 The default schedule is what two cores can do in about six hours. Processor seconds of one thread for a batch of 128
 were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.3 to 0.6 for ResNet-56, whose weights lie
-channels last and whose tests run under bfloat16, too (``Setting.quick``); a test set took 6 to 12 for either. Twelve
-different networks at four budgets with three seeds are 144 runs of each, so 300 batches take three and five hours of
-one core, tests one and a half, selections and the small networks two. The halves::
+channels last and whose tests run under bfloat16, too (``Setting.quick``); a test set took 6 to 12 for either. Fourteen
+different networks at four budgets with three seeds are 168 runs of each, so they take three and a half and three hours
+of one core, tests one and a half, selections and the small networks three. The halves::
 
     python -m benchmarks.accuracy --instances resnet56 --budgets 58% 50% 46%
     python -m benchmarks.accuracy --instances resnet20 lenet5 small_vgg && \\
@@ -47,6 +48,8 @@ from qcqp_prune.storage import digest_of, sha256
 NAME = "accuracy"
 RESNET, FASHION = ("58%", "50%", "46%", "30%"), ("50%", "25%", "10%")
 BUDGETS = {"resnet20": RESNET, "resnet56": RESNET, "lenet5": FASHION, "small_vgg": FASHION}
+BATCHES = {"resnet56": 50}
+"""Of an epoch, where they are not 100."""
 Row = dict[str, Any]
 
 
@@ -59,19 +62,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budgets", nargs="+", help="of the MACs; by default those of the instance")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=3, help="0 finetunes nothing")
-    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--batches", type=int, help="of an epoch; by default those of the instance")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--dry", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    fresh: list[Row] = []
     for name in options.instances:
         setting = SETTINGS[name]()
+        schedule = (options.epochs, options.batches or BATCHES.get(name, 100))
         for budget in options.budgets or BUDGETS[name]:
             for method in options.methods:
-                cell = Cell(setting, method, budget, (options.epochs, options.batches))
+                cell = Cell(setting, method, budget, schedule, known=fresh if options.again else None)
                 seeds = [s for s in options.seeds if options.again or not _is_measured(cell.key(s))]
                 for row in cell.rows(seeds):
+                    fresh.append(row)
                     print({k: v for k, v in row.items() if not isinstance(v, list | dict)}, flush=True)
                     print("  ", row.get("macs"), row.get("accuracy"), flush=True)
                     if not options.dry:
@@ -92,12 +98,17 @@ def _write(row: Row) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a budget of a setting, for all seeds."""
+    """A method at a budget of a setting, for all seeds.
+
+    Attributes:
+        known: rows that say how a network does that is the same; what is recorded where None.
+    """
 
     setting: Setting
     method: str
     budget: str
     schedule: tuple[int, int]
+    known: list[Row] | None = None
 
     def key(self, seed: int) -> Row:
         """What names one run."""
@@ -129,7 +140,7 @@ class Cell:
         if not epochs:
             return cut
         key = {k: v for k, v in self.key(seed).items() if k != "method"} | {"weights": cut["weights"]}
-        for row in recorded(NAME):
+        for row in recorded(NAME) if self.known is None else self.known:
             if row["method"] != self.method and "error" not in row and matches(row, key):
                 accuracy = cut["accuracy"] | {"finetuned": row["accuracy"]["finetuned"]}
                 return cut | {"accuracy": accuracy, "same_network_as": row["method"]}

@@ -42,23 +42,30 @@ class Solved:
         repair: changes the smaller network in place before it is finetuned, given the masks that it was cut by; it may
             read the calibration images, and counts as part of the method.
         seconds: that the solver has.
+        inner: whether what several layers write, such as a residual stream, stays whole, as in the papers of the
+            uniform rivals.
     """
 
     objective: Objective
     solver: str | Backend
     repair: Repair | None = None
     seconds: float = 30.0
+    inner: bool = False
 
     def __call__(self, setting: Setting, budget: str) -> tuple[nn.Module, dict[str, Any]]:
         """The smaller network, and how it was chosen."""
         masks, about = self.select(setting, budget)
-        small = qp.shrink(setting.model, setting.graph, masks)
+        small = qp.shrink(setting.model, self.graph(setting), masks)
         return small, about if self.repair is None else about | {"masks": masks}
+
+    def graph(self, setting: Setting) -> qp.ChannelGraph:
+        """What is selected from."""
+        return setting.inner_graph if self.inner else setting.graph
 
     def select(self, setting: Setting, budget: str) -> tuple[qp.Masks, dict[str, Any]]:
         """What is kept, and how it was chosen."""
-        form = scores(setting, self.objective)
-        return self._selected(qp.PruningProblem.build(setting.graph, form, {"macs": budget}))
+        form = scores(setting, self.objective, inner=self.inner)
+        return self._selected(qp.PruningProblem.build(self.graph(setting), form, {"macs": budget}))
 
     def _selected(self, problem: qp.PruningProblem) -> tuple[qp.Masks, dict[str, Any]]:
         """What the solver chooses, read from a file where the same commit chose for the same problem before.
@@ -90,9 +97,9 @@ class Solved:
 
 
 @cache
-def scores(setting: Setting, objective: Objective) -> qp.PairwiseForm:
+def scores(setting: Setting, objective: Objective, *, inner: bool = False) -> qp.PairwiseForm:
     """The objective of a setting, the same for all budgets and solvers."""
-    return objective(setting)(setting.model, setting.graph)
+    return objective(setting)(setting.model, setting.inner_graph if inner else setting.graph)
 
 
 def magnitude(variant: Any, setting: Setting) -> Importance:
@@ -132,6 +139,8 @@ RIVALS: dict[str, Method] = {
     "uniform l1": Solved(PAPER, UNIFORM),
     "global l1": Solved(PAPER, AsSolver("global", greedy_filled)),
     "FPGM": Solved(geometric_median, UNIFORM),
+    "uniform l1, inner": Solved(PAPER, UNIFORM, inner=True),
+    "FPGM, inner": Solved(geometric_median, UNIFORM, inner=True),
     "TP magnitude": TorchPruning("MagnitudeImportance", {"p": 1}),
     "TP Taylor": TorchPruning("GroupTaylorImportance", gradients=True),
     "TP group norm": TorchPruning("GroupMagnitudeImportance", {"p": 2}, pruner="GroupNormPruner"),

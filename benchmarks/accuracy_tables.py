@@ -13,6 +13,8 @@ from benchmarks.plot import Line, accuracies
 Row = dict[str, Any]
 Place = tuple[str, str]
 """Instance and budget."""
+UNUSED = 0.5
+"""Points of the dense network's multiply-adds that a method may leave of a budget before the page says so."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """All that was measured with one schedule.
+    """All that was measured.
 
     Attributes:
-        schedule: epochs and batches of each.
+        schedules: epochs and batches of each, by instance.
         cells: by instance and budget, then by method.
         ours: names of our methods.
         dense: accuracy of the dense network of each instance, in percent.
@@ -54,7 +56,7 @@ class Measured:
         failed: for each method that failed somewhere, where and why.
     """
 
-    schedule: tuple[int, int]
+    schedules: dict[str, tuple[int, int]]
     cells: dict[Place, dict[str, Cell]]
     ours: set[str]
     dense: dict[str, float]
@@ -73,17 +75,18 @@ class Measured:
         return sorted(found, key=lambda budget: -float(budget.rstrip("%")))
 
 
-def measured(rows: list[Row]) -> list[Measured]:
-    """Rows by schedule; those without finetuning are of trials and left out."""
-    return [
-        _measured(rows, schedule)
-        for schedule in sorted({tuple(row["schedule"]) for row in rows})
-        if schedule[0]
-    ]
+def measured(rows: list[Row]) -> Measured:
+    """Rows as cells; those without finetuning are of trials and left out.
 
-
-def _measured(rows: list[Row], schedule: tuple[int, int]) -> Measured:
-    rows = [row for row in rows if tuple(row["schedule"]) == schedule]
+    Raises:
+        ValueError: an instance was finetuned by two schedules, which nothing may be compared across.
+    """
+    rows = [row for row in rows if row["schedule"][0]]
+    schedules: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        epochs, batches = row["schedule"]
+        if schedules.setdefault(row["instance"], (epochs, batches)) != (epochs, batches):
+            raise ValueError(f"{row['instance']} has rows of two schedules")
     good = [row for row in rows if "error" not in row]
     runs: dict[tuple[Place, str], list[Row]] = {}
     for row in good:
@@ -103,7 +106,7 @@ def _measured(rows: list[Row], schedule: tuple[int, int]) -> Measured:
         f"{r['method']} on {r['instance']} at {r['budget']}: {r['error']}" for r in rows if "error" in r
     )
     return Measured(
-        schedule,
+        schedules,
         cells,
         {row["method"] for row in rows if row["ours"]},
         {row["instance"]: 100 * row["accuracy"]["dense"] for row in good},
@@ -118,35 +121,38 @@ def table(rows: list[Row]) -> str:
         "Every method starts from the same weights, looks at the same 2,500 training images, and gets the same "
         "finetuning, batch by batch. Accuracy on the whole test set after finetuning, in percent, with the standard "
         "error over seeds; in brackets before finetuning: after a method's own repair, or else with recalibrated batch "
-        "norms. The best of a column in bold. `uniform l1`, `global l1` and `FPGM` are cut by our masks, TP "
-        "is Torch-Pruning; each uses at most the budget, counted independently.",
+        "norms. The best of a column in bold. `uniform l1`, `global l1` and `FPGM` are cut by our masks, where it says "
+        "inner without touching residual streams, as the papers do; TP is Torch-Pruning, whose group norm is one step "
+        "without its sparse training. Each uses at most the budget, counted independently.",
     ]
-    for one in measured(rows):
-        epochs, batches = one.schedule
-        lines += ["", f"Finetuned for {epochs} epochs of {batches} batches of 128 images."]
-        for instance in one.dense:
-            lines += ["", *_instance(one, instance), "", f"![{instance}]({plot_name(one, instance)})"]
-        lines += ["", *_summary(one)]
-        if one.notes:
-            lines += ["", *(f"- {note}." for note in one.notes)]
-        if one.failed:
-            lines += ["", "Failed:", "", *(f"- {what}" for what in one.failed)]
+    one = measured(rows)
+    for instance in one.dense:
+        lines += ["", *_instance(one, instance), "", f"![{instance}]({plot_name(one, instance)})"]
+    lines += ["", *_summary(one)]
+    if one.notes:
+        lines += ["", *(f"- {note}." for note in one.notes)]
+    if one.failed:
+        lines += ["", "Failed:", "", *(f"- {what}" for what in one.failed)]
     return "\n".join(lines)
 
 
 def plots(rows: list[Row]) -> dict[str, str]:
     """The plots by file name: accuracy after finetuning against used multiply-adds."""
-    return {plot_name(one, name): _plot(one, name) for one in measured(rows) for name in one.dense}
+    one = measured(rows)
+    return {plot_name(one, name): _plot(one, name) for name in one.dense}
 
 
 def plot_name(one: Measured, instance: str) -> str:
     """The file of a plot."""
-    epochs, batches = one.schedule
+    epochs, batches = one.schedules[instance]
     return f"accuracy-{instance}-{epochs}x{batches}.svg"
 
 
 def _instance(one: Measured, instance: str) -> Iterator[str]:
     budgets = one.budgets(instance)
+    epochs, batches = one.schedules[instance]
+    yield f"{instance}, finetuned for {epochs} epochs of {batches} batches of 128 images:"
+    yield ""
     yield f"| {instance}, dense {one.dense[instance]:.2f} | {' | '.join(f'{b} MACs' for b in budgets)} |"
     yield "|---|" + "---|" * len(budgets)
     best = [max(cell.mean for cell in one.cells[instance, b].values()) for b in budgets]
@@ -155,6 +161,16 @@ def _instance(one: Measured, instance: str) -> Iterator[str]:
         if any(cells):
             texts = [_text(cell, top) for cell, top in zip(cells, best, strict=True)]
             yield f"| {method} | {' | '.join(texts)} |"
+    below = [
+        f"{method} {cell.share:.1f} of {budget}"
+        for method in one.methods
+        for budget in budgets
+        if (cell := one.cells[instance, budget].get(method))
+        and float(budget.rstrip("%")) - cell.share > UNUSED
+    ]
+    if below:
+        yield ""
+        yield f"More than half a point of the MACs is left unused by: {', '.join(below)}."
 
 
 def _text(cell: Cell | None, best: float) -> str:
@@ -187,12 +203,12 @@ class Standing:
 
 
 def standings(one: Measured) -> dict[str, Standing]:
-    """How each method stands in the cells that it and every rival have; a rival is compared with the others."""
+    """How each method stands where it and every rival were measured with as many seeds; a rival, beside the others."""
     everyone = {name for name in one.methods if name not in one.ours}
     found: dict[str, Standing] = {}
     for method in one.methods:
         rivals = [name for name in one.methods if name in everyone and name != method]
-        places = [place for place, cells in one.cells.items() if set(cells) >= {*everyone, method}]
+        places = [place for place, cells in one.cells.items() if _comparable(cells, {*everyone, method})]
         if not rivals or not places:
             continue
         mine = [one.cells[p][method] for p in places]
@@ -210,6 +226,10 @@ def standings(one: Measured) -> dict[str, Standing]:
     return found
 
 
+def _comparable(cells: dict[str, Cell], methods: set[str]) -> bool:
+    return set(cells) >= methods and len({len(cells[name].finetuned) for name in methods}) == 1
+
+
 def _is_level(mine: Cell, theirs: Cell) -> bool:
     return mine.mean + math.hypot(mine.error or 0.0, theirs.error or 0.0) >= theirs.mean
 
@@ -220,13 +240,14 @@ def _summary(one: Measured) -> Iterator[str]:
         yield "No cell has every rival yet, so there is no mean over cells."
         return
     yield (
-        f"Each method over its cells (network and budget, {len(one.cells)} in all) that every rival has, in points. "
-        "The best rival is the one with the highest mean over these cells. A rival is compared with the other rivals."
+        f"Each method over its cells (network and budget, {len(one.cells)} in all) that every rival has, in points, "
+        "with as many seeds. The best rival is the one with the highest mean over these cells. A rival is compared "
+        "with the other rivals."
     )
     yield ""
     yield (
         "| method | cells | mean | above the best rival | above the best rival of each cell | at or above every rival "
-        "within one standard error | mean before finetuning | above the best rival there |"
+        "within one standard error of the difference | mean before finetuning | above the best rival there |"
     )
     yield "|---|---|---|---|---|---|---|---|"
     for method, s in found.items():

@@ -145,7 +145,8 @@ class Arm:
 
     def _checkpoint(self) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
-        return CACHE / "-".join(str(value).rstrip("%") for value in self.key.values())
+        # Of one commit, for what another one began would be recorded as this one's.
+        return CACHE / "-".join(str(value).rstrip("%") for value in (library_commit(), *self.key.values()))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Options are those of its documentation and its scripts: the classifier is ignored, rankings are global, one step.
 What it cannot prune is tried first: where a smaller network does not run, which zero-padded shortcuts cause, it gets
-the layers only whose outputs no other layer's are added to, and the row says so.
+the layers only whose outputs no other layer's are added to, and the row says so. Its group norm is what
+``GroupNormPruner`` removes in one step, without the sparse training that it offers beside.
 
 References:
     Fang et al., "DepGraph: towards any structural pruning" (CVPR 2023); https://github.com/VainF/Torch-Pruning,
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 import qcqp_prune as qp
-from benchmarks.settings import Setting
+from benchmarks.settings import Setting, shared, written
 
 GRID, STEPS = 40, 14
 
@@ -53,12 +54,12 @@ class TorchPruning:
         dense = copy.deepcopy(setting.model).eval()
         if self.gradients:
             _add_gradients(dense, setting)
-        heads, shared = _outputs(setting.graph), _shared(setting.graph)
+        heads = _outputs(setting.graph)
         try:
             model, ratio = self._nearest(dense, setting, budget, heads)
             return model, {"ratio": ratio}
         except DoesNotRun as error:
-            model, ratio = self._nearest(dense, setting, budget, heads | shared)
+            model, ratio = self._nearest(dense, setting, budget, heads | shared(setting.graph))
             note = f"inner layers only, for with all of them the smaller network does not run ({error})"
             return model, {"ratio": ratio, "note": note}
 
@@ -132,17 +133,4 @@ def _add_gradients(model: nn.Module, setting: Setting) -> None:
 def _outputs(graph: qp.ChannelGraph) -> set[str]:
     """Layers whose outputs all stay."""
     frozen = [g.frozen_reason is not None for g in graph.groups]
-    return {x.name for x in graph.layers if all(frozen[g] for g in _written(graph, x))}
-
-
-def _shared(graph: qp.ChannelGraph) -> set[str]:
-    """Layers whose outputs are channels of another layer's outputs too: those of residual streams."""
-    writers: dict[int, set[str]] = {}
-    for layer in graph.layers:
-        for g in _written(graph, layer):
-            writers.setdefault(g, set()).add(layer.name)
-    return set().union(*(names for names in writers.values() if len(names) > 1))
-
-
-def _written(graph: qp.ChannelGraph, layer: Any) -> set[int]:
-    return set(graph.group_of_unit[graph.axes[layer.out_axis]].tolist())
+    return {x.name for x in graph.layers if all(frozen[g] for g in written(graph, x))}

@@ -76,6 +76,13 @@ class Setting:
         return qp.trace(self.model, self.example, **self.options)
 
     @cached_property
+    def inner_graph(self) -> qp.ChannelGraph:
+        """As ``graph``, but what is written by several layers, such as a residual stream, stays whole."""
+        return qp.trace(
+            self.model, self.example, **{**self.options, "ignored_layers": sorted(shared(self.graph))}
+        )
+
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds of the dense network."""
         return qp.Macs().measure(self.model, self.example)
@@ -103,6 +110,20 @@ class Setting:
     def _drawn(self, start: int, stop: int) -> BatchLoader:
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(0))
         return self.data.train.select(order[start:stop]).loader(250)
+
+
+def shared(graph: qp.ChannelGraph) -> set[str]:
+    """Layers whose outputs are channels of another layer's outputs too: those of residual streams."""
+    writers: dict[int, set[str]] = {}
+    for layer in graph.layers:
+        for g in written(graph, layer):
+            writers.setdefault(g, set()).add(layer.name)
+    return set().union(*(names for names in writers.values() if len(names) > 1))
+
+
+def written(graph: qp.ChannelGraph, layer: Any) -> set[int]:
+    """Groups of a layer's outputs."""
+    return set(graph.group_of_unit[graph.axes[layer.out_axis]].tolist())
 
 
 def small_vgg() -> nn.Sequential:

@@ -92,6 +92,33 @@ def test_it_goes_on_where_it_stopped(bench: Runs) -> None:
     assert len(bench) == 2
     run("--seeds", "0", "--methods", "ours", "--again")
     assert len(bench) == 3
+    run("--seeds", "0", "--methods", "ours", "--again")
+    assert len(bench) == 4
+
+
+def test_measured_again_is_finetuned_again(bench: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "METHODS", {"a": Solved(PAPER, UNIFORM), "b": Solved(PAPER, UNIFORM)})
+    run("--seeds", "0")
+    rows = run("--seeds", "0", "--again")
+    assert len(bench) == 2  # once before and once now, not twice from what was recorded
+    assert [row.get("same_network_as") for row in rows] == [None, "a"]
+
+
+def test_inner_layers_alone_are_cut_where_a_stream_is_written_by_several() -> None:
+    torch.manual_seed(0)
+    setting = Setting("residual", ResNetCifar(1), torch.zeros(1, 3, 8, 8), digits(), None, FinetuneConfig())
+    small, _ = Solved(PAPER, UNIFORM, inner=True)(setting, "60%")
+    assert [small.conv1.out_channels, small.layer2[0].conv2.out_channels] == [16, 32]
+    assert (
+        max(
+            block[0].conv1.out_channels / width
+            for block, width in zip((small.layer1, small.layer2, small.layer3), (16, 32, 64), strict=True)
+        )
+        < 1
+    )
+    whole, _ = Solved(PAPER, UNIFORM)(setting, "60%")
+    assert whole.conv1.out_channels < 16
+    assert qp.Macs().measure(small, setting.example) <= setting.limit("60%")
 
 
 def test_rows_that_another_process_wrote_meanwhile_stay(bench: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +303,7 @@ ROWS = [
 
 
 def test_cells_and_standings_by_hand() -> None:
-    (one,) = measured(ROWS)
+    one = measured(ROWS)
     cell = one.cells["net", "50%"]["rival a"]
     assert cell.mean == pytest.approx(91.0)
     assert cell.error == pytest.approx(1 / math.sqrt(3))  # deviations -1, 0, 1 with two degrees of freedom
@@ -298,13 +325,17 @@ def test_cells_and_standings_by_hand() -> None:
 
 
 def test_the_table_says_it_and_names_what_failed() -> None:
-    noted = row("rival c", "50%", 0, 0.7, note="inner layers only, for it does not run (ratio 0.3: x)")
+    why = "inner layers only, for it does not run (ratio 0.3: x)"
+    noted = [row("rival c", "50%", seed, 0.7, note=why, macs={"share": 0.471}) for seed in range(3)]
     failed = row("rival c", "25%", 0, 0.7, error="IndexError: no")
-    text = table([*ROWS, noted, failed, row("trial", "50%", 0, 0.7, schedule=[0, 100])])
+    text = table([*ROWS, *noted, failed, row("trial", "50%", 0, 0.7, schedule=[0, 100])])
+    assert "net, finetuned for 3 epochs of 100 batches of 128 images:" in text
     assert "| net, dense 95.00 | 50% MACs | 25% MACs |" in text
     assert "| ours | 90.50 ± 0.00 (70.0) | **84.00** ± 0.00 (60.0) |" in text
     assert "| rival a | **91.00** ± 0.58 (60.0) | 80.00 ± 0.00 (20.0) |" in text
-    assert "| rival c | 70.00 (50.0) | - |" in text
+    assert "| rival c | 70.00 ± 0.00 (50.0) | - |" in text
+    assert "left unused by: ours 49.0 of 50%, ours 24.0 of 25%, rival a 49.0 of 50%" in text
+    assert "rival c 47.1 of 50%" in text
     assert text.index("| ours |") < text.index("| rival a |")
     assert "- rival c on net: inner layers only, for it does not run." in text
     assert "- rival c on net at 25%: IndexError: no" in text
@@ -315,10 +346,24 @@ def test_the_table_says_it_and_names_what_failed() -> None:
 
 
 def test_a_method_that_was_not_measured_everywhere_stands_in_its_own_cells() -> None:
-    (one,) = measured([*ROWS, row("ours too", "25%", 0, 0.85)])
-    found = standings(one)
+    more = [row("ours too", "25%", seed, 0.85) for seed in range(3)]
+    found = standings(measured([*ROWS, *more]))
     assert (found["ours"].cells, found["ours too"].cells) == (2, 1)
     assert found["ours too"].ahead == pytest.approx(85 - 83)
+
+
+def test_cells_of_fewer_seeds_are_not_compared() -> None:
+    found = standings(measured([*ROWS, row("ours too", "25%", 0, 0.85), row("ours too", "50%", 0, 0.9)]))
+    assert "ours too" not in found
+    found = standings(
+        measured([r for r in ROWS if (r["method"], r["budget"], r["seed"]) != ("rival b", "25%", 2)])
+    )
+    assert found["ours"].cells == 1
+
+
+def test_two_schedules_of_one_instance_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="net has rows of two schedules"):
+        measured([*ROWS, row("ours", "50%", 3, 0.9, schedule=[3, 50])])
 
 
 def test_the_plot_has_every_line_with_its_error_bars() -> None:

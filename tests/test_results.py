@@ -125,8 +125,7 @@ def test_what_is_predicted_ranks_masks_as_measured_loss_does(masks: str) -> None
 
 
 def test_the_default_objective_stands_above_every_rival() -> None:
-    (one,) = measured(_recorded("accuracy"))
-    default = standings(one)["default"]
+    default = standings(measured(_recorded("accuracy")))["default"]
     assert default.level == default.cells >= 4
     assert min(default.ahead, default.best_of_each) >= 0.3
     assert default.before_ahead >= 10
