@@ -140,12 +140,14 @@ def parse_kwargs(words: Sequence[str]) -> dict[str, Any]:
     return kwargs
 
 
-def parse_shape(text: str) -> tuple[int, ...]:
-    """``"1,3,32,32"`` or ``"1x3x32x32"``.
+def parse_shape(text: str | None) -> tuple[int, ...]:
+    """``"1,3,32,32"`` or ``"1x3x32x32"``; nothing where there is none.
 
     Raises:
         ConfigError: it is no list of positive integers.
     """
+    if text is None:
+        return ()
     try:
         shape = tuple(int(word) for word in text.replace("x", ",").split(","))
     except ValueError:

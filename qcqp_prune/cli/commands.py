@@ -18,6 +18,7 @@ from qcqp_prune.cli.arguments import (
 )
 from qcqp_prune.cli.console import OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
 from qcqp_prune.cli.importances import parse_importance
+from qcqp_prune.cli.inputs import InputSection
 from qcqp_prune.errors import ConfigError, PlanError
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.program.files import TracedNetwork, read_traced, write_traced
@@ -46,13 +47,30 @@ Kwargs = Annotated[
 Weights = Annotated[
     Path | None, typer.Option(help="Weights to load: .safetensors, or a state dict of torch.save.")
 ]
+InputShape = Annotated[
+    str | None, typer.Option(help="Shape of the one example input, batch first: 1,3,32,32.")
+]
+InputDtype = Annotated[str, typer.Option(help="Of that input: float32, float64, int64, bool.")]
+InputBelow = Annotated[
+    int, typer.Option(help="Whole numbers are drawn below this one, such as the number of tokens.")
+]
+Inputs = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of a shape: package.module:callable or file.py:callable that returns example inputs, a tuple of "
+        "arguments or a dict of keyword arguments."
+    ),
+]
 GraphFile = Annotated[Path, typer.Argument(help="The file that `trace` wrote; its scores lie beside it.")]
 
 
 def trace(
     model: Source,
-    input_shape: Annotated[str, typer.Option(help="Shape of the example input, batch first: 1,3,32,32.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The graph file; the scores go beside it.")],
+    input_shape: InputShape = None,
+    input_dtype: InputDtype = "float32",
+    input_below: InputBelow = 10,
+    inputs: Inputs = None,
     kwarg: Kwargs = None,
     weights: Weights = None,
     model_seed: Annotated[int, typer.Option(help="Of the random initialisation.")] = 0,
@@ -111,12 +129,12 @@ def trace(
     ] = None,
 ) -> None:
     """Find what can be removed from a network, score it, and write both to files that need no torch."""
-    from qcqp_prune.cli.loading import build_model, example_input, make_importance
+    from qcqp_prune.cli.loading import build_model, example_inputs, make_importance
     from qcqp_prune.graph.trace import trace as trace_model
 
     require_file_place(output)
     scored = parse_importance(importance, normalise, concave)
-    shape = parse_shape(input_shape)
+    wanted = InputSection(parse_shape(input_shape), input_dtype, input_below, inputs)
     kwargs = parse_kwargs(kwarg or [])
     origin = {
         "source": model,
@@ -128,7 +146,7 @@ def trace(
     with TraceBar().running() as bar:
         graph = trace_model(
             network,
-            example_input(shape),
+            example_inputs(wanted),
             ignored_layers=ignore or (),
             round_to=parse_amount("--round-to", round_to or []),
             min_keep=parse_amount("--min-keep", min_keep or []),
@@ -208,25 +226,29 @@ def solve(
 
 def latency(
     model: Source,
-    input_shape: Annotated[str, typer.Option(help="Shape of the example input, batch first: 1,3,32,32.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table, as JSON.")],
+    input_shape: InputShape = None,
+    input_dtype: InputDtype = "float32",
+    input_below: InputBelow = 10,
+    inputs: Inputs = None,
     kwarg: Kwargs = None,
     points: Annotated[int, typer.Option(help="Widths of each layer to time, in each direction.")] = 8,
     repeats: Annotated[int, typer.Option(help="Runs of each; the median counts.")] = 7,
 ) -> None:
     """Time the layers of a network on this machine at several widths, for budgets such as latency=50%."""
-    from qcqp_prune.cli.loading import build_model, example_input
+    from qcqp_prune.cli.loading import build_model, example_inputs
     from qcqp_prune.graph.trace import trace as trace_model
     from qcqp_prune.resources.timing import measure_latency
 
     require_file_place(output)
-    shape, kwargs = parse_shape(input_shape), parse_kwargs(kwarg or [])
-    network = build_model(model, kwargs)
+    wanted = InputSection(parse_shape(input_shape), input_dtype, input_below, inputs)
+    network = build_model(model, parse_kwargs(kwarg or []))
+    examples = example_inputs(wanted)
     with TraceBar().running() as bar:
-        graph = trace_model(network, example_input(shape), progress=bar.show)
+        graph = trace_model(network, examples, progress=bar.show)
     with Spinner().running() as spinner:
         spinner.say("timing layers")
-        table = measure_latency(network, graph, example_input(shape), points=points, repeats=repeats)
+        table = measure_latency(network, graph, examples, points=points, repeats=repeats)
     for note in table.notes:
         OUT.print(note, highlight=False)
     wrote("the latency table", table.save(output))

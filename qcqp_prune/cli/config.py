@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from qcqp_prune.cli.arguments import further_resources
 from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
+from qcqp_prune.cli.inputs import InputSection
 from qcqp_prune.cli.sections import read_section, require_known, with_environment
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.program.problem import Resource, all_resources, parse_budgets
@@ -25,14 +26,6 @@ class ModelSection:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class InputSection:
-    """Shape, batch first, and dtype of the example input."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -197,6 +190,11 @@ class RunConfig:
     def path(self, text: str) -> Path:
         """A path of the file, relative to where the file lies."""
         return self.folder / Path(text).expanduser()
+
+    def source(self, text: str) -> str:
+        """``file.py:callable`` with the path of the file; ``package.module:callable`` as it is."""
+        file, _, name = text.rpartition(":")
+        return f"{self.path(file)}:{name}" if file.endswith(".py") else text
 
 
 SECTIONS = (

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from qcqp_prune import data as readers
 from qcqp_prune.cli.arguments import nearest
 from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
+from qcqp_prune.cli.inputs import InputSection
 from qcqp_prune.data import Augmentation, DataSplit
 from qcqp_prune.errors import ConfigError, ModelLoadError, QcqpPruneError
+from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.importance import (
     Activation,
     BatchNormScale,
@@ -151,16 +153,30 @@ def load_weights(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-def example_input(shape: tuple[int, ...], dtype: str = "float32") -> Tensor:
-    """A tensor of a shape to trace with.
+def example_inputs(wanted: InputSection) -> ExampleInputs:
+    """What to trace with: zeros of a shape, whole numbers drawn below a limit, or what a callable makes.
 
     Raises:
-        ConfigError: there is no such floating dtype.
+        ConfigError: there is no such dtype or callable, or the callable fails.
     """
-    kind = getattr(torch, dtype, None)
+    if wanted.source is not None:
+        make = find_callable(wanted.source)
+        try:
+            return make()
+        except Exception as error:  # whatever a user's function raises
+            raise ConfigError(
+                f"{wanted.source}() fails with {type(error).__name__}: {error}. It takes no arguments and returns "
+                "example inputs"
+            ) from error
+    kind = getattr(torch, wanted.dtype, None)
     if not isinstance(kind, torch.dtype):
-        raise ConfigError(f"no dtype is called {dtype!r}: write float32, float64 or int64")
-    return torch.zeros(shape, dtype=kind)
+        raise ConfigError(f"no dtype is called {wanted.dtype!r}: write float32, float64, int64 or bool")
+    if kind.is_floating_point or kind.is_complex:
+        return torch.zeros(wanted.shape, dtype=kind)
+    if kind == torch.bool:
+        return torch.ones(wanted.shape, dtype=kind)
+    # Not one number throughout: that would be taken for a mask, and the network compared on that number alone.
+    return torch.randint(wanted.below, wanted.shape, generator=torch.Generator().manual_seed(0)).to(kind)
 
 
 def make_importance(wanted: ImportanceSection, loader: Loader | None = None) -> Importance:

@@ -14,11 +14,11 @@ from qcqp_prune.apply.plan import load, require_place, save
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.cli.config import RunConfig
 from qcqp_prune.cli.console import ERR, OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
-from qcqp_prune.cli.loading import build_model, example_input, loaders, make_importance, read_data
+from qcqp_prune.cli.loading import build_model, example_inputs, loaders, make_importance, read_data
 from qcqp_prune.continuous import Training, unscored
 from qcqp_prune.errors import ConfigError, VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
-from qcqp_prune.graph.inputs import make_inputs
+from qcqp_prune.graph.inputs import ExampleInputs, make_inputs
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.grid import SweepRow, sweep
@@ -77,7 +77,7 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
     with Spinner().running() as spinner, TraceBar().closing() as bar:
         small, report = prune(
             model,
-            example_input(config.input.shape, config.input.dtype),
+            _inputs(config),
             budgets=config.budgets,
             training=training,
             importance=importance,
@@ -118,7 +118,7 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
     _pretrain(config, model, train)
     return sweep(
         model,
-        example_input(config.input.shape, config.input.dtype),
+        _inputs(config),
         training,
         strengths=wishes.strengths,
         alphas=wishes.alphas,
@@ -143,11 +143,17 @@ def _data(config: RunConfig) -> tuple[Loader | None, Loader | None]:
 def _built(config: RunConfig) -> nn.Module:
     """The network of the configuration, with its weights where it has some."""
     weights = None if config.model.weights is None else config.path(config.model.weights)
-    source = config.model.source
-    file, _, name = source.rpartition(":")
-    if file.endswith(".py"):
-        source = f"{config.path(file)}:{name}"
-    return build_model(source, config.model.kwargs, weights, seed=config.model.seed)
+    return build_model(
+        config.source(config.model.source), config.model.kwargs, weights, seed=config.model.seed
+    )
+
+
+def _inputs(config: RunConfig) -> ExampleInputs:
+    """What the configuration has the network traced with."""
+    wanted = config.input
+    return example_inputs(
+        wanted if wanted.source is None else replace(wanted, source=config.source(wanted.source))
+    )
 
 
 def _pretrain(config: RunConfig, model: nn.Module, train: Loader | None) -> None:
@@ -167,7 +173,7 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
     with TraceBar().running() as bar:
         graph = trace(
             model,
-            example_input(config.input.shape, config.input.dtype),
+            _inputs(config),
             **vars(config.trace),
             progress=bar.show,
         )
