@@ -32,6 +32,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 _ROUNDS = 4
 
+_FEW = 2
+"""New sizes of one old size up to which fields that are not set, such as GPT-2's ``n_inner``, are tried as well."""
+
 
 @dataclass(frozen=True)
 class CannotSave:
@@ -110,6 +113,8 @@ def _fitting(
     options = [
         (field, new) for field, old in _numbers(small.config) for new in sorted(sizes.get(old, ())) if old > 0
     ]
+    unset = {new for sizes_now in sizes.values() if len(sizes_now) <= _FEW for new in sizes_now if new > 0}
+    options += [(field, new) for field in _unset(small.config) for new in sorted(unset)]
     changes = head_size(small, partial(_built, small))
     like = _built(small, changes)
     wrong = _differing(want, like)
@@ -202,6 +207,17 @@ def _numbers(config: Any, path: Field = ()) -> Iterator[tuple[Field, int]]:
             yield from _numbers(value, (*path, name))
         for place, entry in [((), value)] if type(value) is int else _entries(value):
             yield (*path, name, *place), entry
+
+
+def _unset(config: Any, path: Field = ()) -> Iterator[Field]:
+    """Every field without a value, where a class works out a width of its own; numbers of tokens are none."""
+    for name, value in vars(config).items():
+        if name.startswith("_"):
+            continue
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from _unset(value, (*path, name))
+        if value is None and not name.endswith("_id"):
+            yield (*path, name)
 
 
 def _entries(value: Any) -> list[tuple[Field, int]]:

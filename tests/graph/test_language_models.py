@@ -336,3 +336,23 @@ def half_of_the_heads(graph: ChannelGraph) -> np.ndarray:
         if group.tie and "Attention" in group.tie:
             flat[graph.units(g)] = np.arange(4) % 2 == 0
     return flat
+
+
+def test_a_width_that_a_configuration_leaves_open_is_written_into_it(tmp_path: Path) -> None:
+    """GPT-2's n_inner is None for four times the width; smaller it has to be said."""
+    torch.manual_seed(0)
+    transformers = package()
+    config = transformers.GPT2Config(
+        vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=1, eos_token_id=2
+    )
+    assert config.n_inner is None
+    model = transformers.GPT2LMHeadModel(config).eval()
+    inputs = {"input_ids": torch.randint(3, 60, (1, 12))}
+    graph = qp.trace(model, inputs, uniform=True, units="widths")
+    masks = solved(graph, model, "80%")
+    small = qp.shrink(model, graph, masks)
+    again = came_back(small, tmp_path)
+    assert again.config.n_inner == small.config.n_inner == small.transformer.h[0].mlp.c_fc.nf < 128
+    assert again.config.n_embd == 32
+    assert torch.equal(again(**inputs).logits, small(**inputs).logits)
+    assert model.config.n_inner is None
