@@ -19,6 +19,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.observe import Observed, norm_after, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.importance.moments import products, ridge_size
 from qcqp_prune.importance.patches import Patches, own_matrix, with_own_matrix
 from qcqp_prune.importance.readers import LARGEST, rows_for, shift_of, weight_of
 from qcqp_prune.importance.samples import samples_of
@@ -278,10 +279,11 @@ class _Sums:
         """Rows of the same positions: ``(rows, columns of all segments)`` and ``(rows, outputs)``."""
         wide = torch.promote_types(read.dtype, torch.float32)
         x, r = (t.to(wide).reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
-        new = x.mT @ x, x.mT @ r, x.sum(1), r.sum(1)
+        sums = (t.sum(1, dtype=torch.float64) for t in (x, r))
+        new = products(x, x), products(x, r), *sums
         before = self._second, self._cross, self._read, self._lacking
         self._second, self._cross, self._read, self._lacking = (
-            a.to(b.device) + b.double() for a, b in zip(before, new, strict=True)
+            a.to(b.device) + b for a, b in zip(before, new, strict=True)
         )
         self._rows += len(read)
 
@@ -291,9 +293,8 @@ class _Sums:
         if centred:
             second = second - self._read[:, :, None] * self._read[:, None] / self._rows
             cross = cross - self._read[:, :, None] * self._lacking[:, None] / self._rows
-        squares = self._second.diagonal(dim1=1, dim2=2).mean()
-        size = ridge * torch.maximum(second.diagonal(dim1=1, dim2=2).mean(), 1e-6 * squares)
-        size = size if size > 0 else torch.ones_like(size)  # nothing but zeros is read
+        variance, square = (float(t.diagonal(dim1=1, dim2=2).mean()) for t in (second, self._second))
+        size = ridge_size(ridge, variance, square)
         best: Tensor = torch.linalg.solve(second + size * torch.eye(second.shape[1]).to(second), cross)
         return best.mT.flatten(0, 1)
 

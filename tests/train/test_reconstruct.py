@@ -135,6 +135,49 @@ def test_nothing_changes_where_nothing_was_removed() -> None:
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_a_sample_that_is_repeated_moves_means_and_no_weight(offset: float) -> None:
+    """Nothing varies, and what rounding makes vary must not be fitted."""
+    torch.manual_seed(0)
+    model = liven(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)))
+    with torch.no_grad():
+        model[0].bias += offset
+        model[2].bias += offset
+    model.eval()
+    x = torch.randn(1, 8).repeat(64, 1)
+    data = [(x, torch.zeros(64, dtype=torch.int64))] * 3
+    graph = qp.trace(model, x[:1])
+    masks = selected(graph, {"0": [0, 2, 5, 7], "2": [1, 3, 6]})
+    small = qp.shrink(model, graph, masks)
+    weights = {n: p.clone() for n, p in small.named_parameters() if n.endswith("weight")}
+    reconstruct(small, model, graph, masks, data)
+    for name, weight in weights.items():
+        torch.testing.assert_close(small.get_parameter(name), weight, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-4 * (1 + offset))
+
+
+def test_units_far_from_zero_are_fitted_as_well_as_others() -> None:
+    errors = []
+    for offset in (0.0, 1000.0):
+        model = liven(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))).eval()
+        with torch.no_grad():
+            model[1].bias -= (model[1].weight.double().sum(1) * offset).float()
+            model[0].bias += offset
+        data = [
+            (torch.randn(64, 8, generator=torch.Generator().manual_seed(s)), torch.zeros(64))
+            for s in range(3)
+        ]
+        graph = qp.trace(model, data[0][0])
+        masks = selected(graph, {"0": list(range(10))})
+        small = qp.shrink(model, graph, masks)
+        reconstruct(small, model, graph, masks, data)
+        with torch.no_grad():
+            errors.append(sum(float((small(x) - model(x)).square().mean()) for x, _ in data))
+    assert errors[0] > 0
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
