@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Layer
 from qcqp_prune.graph.inputs import batch_size
 from qcqp_prune.graph.masks import Masks
@@ -97,6 +97,7 @@ def reconstruct(
 
     Raises:
         InvalidOptionError: no such method, or the loader yields nothing.
+        TrainingError: what a layer reads or is to make is NaN or infinite; the network is as it was then.
 
     References:
         He, Zhang, Sun: "Channel pruning for accelerating very deep neural networks" (ICCV 2017), section 3, for the fit
@@ -132,6 +133,7 @@ class _Fit:
     ) -> None:
         self.done: list[str] = []
         self.left: dict[str, str] = {}
+        self._written: list[tuple[Tensor, Tensor]] = []
         self._graph, self._flat, self._options = graph, flat, options
         self._generator = torch.Generator().manual_seed(options.seed)
         self._own_graph = trace(small, batches[0])
@@ -148,7 +150,15 @@ class _Fit:
         self._layer_places = sorted(self._place[node] for node in self._small.followed.layer_of)
 
     def run(self) -> None:
-        """Fit every layer that can be."""
+        """Fit every layer that can be; where an error ends it, none is fitted."""
+        try:
+            self._all()
+        except BaseException:
+            for tensor, before in reversed(self._written):
+                tensor.copy_(before)
+            raise
+
+    def _all(self) -> None:
         for node in self._small:
             k = self._small.followed.layer_of.get(node)
             if k is None:
@@ -188,10 +198,15 @@ class _Fit:
         ):
             positions = patches.draw(made, wanted, self._generator)
             sums.add(patches.read(read, positions), patches.made(goal - made, positions))
+        if not sums.finite():
+            raise TrainingError(
+                f"what {layer.name} reads or is to make on these samples is NaN or infinite: check the data, and the "
+                "weights of both networks; nothing was changed"
+            )
         shift = shift_of(self._small.followed, node)
         if self._options.method == "least_squares":
             change = sums.change(self._options.ridge, centred=shift is not None)
-            weight.copy_(with_own_matrix(layer, weight, matrix + change))
+            self._write(weight, with_own_matrix(layer, weight, matrix + change))
         else:
             change = torch.zeros_like(matrix)
         if shift is not None:
@@ -199,9 +214,14 @@ class _Fit:
             moved = sums.mean_left(change)
             own = self._own.tensor(name)
             part = own if layer.rows is None or sign < 0 else own[slice(*layer.rows)]
-            part += (sign * moved).to(part)
+            self._write(part, part + (sign * moved).to(part))
         self._small.evaluate(node)
         return ""
+
+    def _write(self, tensor: Tensor, new: Tensor) -> None:
+        """Change a parameter or buffer; ``run`` can take it back."""
+        self._written.append((tensor, tensor.clone()))
+        tensor.copy_(new)
 
     def _reads_alone(self, node: Node) -> bool:
         """Whether a layer's operator, and nothing else, reads its weight."""
@@ -286,6 +306,11 @@ class _Sums:
             a.to(b.device) + b for a, b in zip(before, new, strict=True)
         )
         self._rows += len(read)
+
+    def finite(self) -> bool:
+        """Whether all of them are."""
+        sums = (self._second, self._cross, self._read, self._lacking)
+        return all(bool(t.isfinite().all()) for t in sums)
 
     def change(self, ridge: float, *, centred: bool) -> Tensor:
         """The change of the weight that makes up for most of what lacks, ``(outputs, columns of one segment)``."""

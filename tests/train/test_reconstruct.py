@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train.reconstruct import reconstruct
 from tests.networks import liven
 
@@ -262,6 +262,28 @@ def test_bad_input_is_refused() -> None:
         reconstruct(model, model, graph, masks, DATA, method="best")
     with pytest.raises(InvalidOptionError, match="no batch"):
         reconstruct(model, model, graph, masks, [])
+
+
+@pytest.mark.parametrize("method", ["least_squares", "means"])
+@pytest.mark.parametrize("where", ["data", "inner"])
+def test_what_is_not_finite_changes_nothing(method: str, where: str) -> None:
+    """Not even the layers before the one where it shows."""
+    torch.manual_seed(0)
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"one": [0, 3], "stem": [1]})
+    small = qp.shrink(model, graph, masks)
+    data = [(x.clone(), y) for x, y in DATA]
+    if where == "data":
+        data[2][0][7, 1, 2, 3] = torch.inf
+    else:
+        with torch.no_grad():
+            model.two.weight[0] = torch.nan
+    before = {name: t.clone() for name, t in small.state_dict().items()}
+    named = "stem" if where == "data" else "two"
+    with pytest.raises(TrainingError, match=f"what {named} reads .* check the data"):
+        reconstruct(small, model, graph, masks, data, method=method)
+    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
 
 
 class Norms(nn.Module):
