@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
+from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train.reconstruct import reconstruct
-from tests.networks import liven
+from tests.networks import liven, random_masks
 
 EXAMPLE = torch.zeros(1, 3, 6, 6)
 DATA = [
@@ -264,6 +265,69 @@ def test_bad_input_is_refused() -> None:
         reconstruct(model, model, graph, masks, [])
 
 
+def chain() -> nn.Sequential:
+    return liven(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3, stride=2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(16, 4),
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("realisation", ["modules", "graph"])
+def test_filters_are_fitted_over_the_kernel_columns_that_they_kept(realisation: str) -> None:
+    """The first layer, which reads the data, against a solver of least squares for each filter."""
+    model = chain()
+    graph = qp.trace(model, EXAMPLE, columns=True)
+    masks = random_masks(graph, 1)
+    small = qp.shrink(model, graph, masks, realisation=realisation)
+    first = small.get_submodule("0")
+    assert isinstance(first, ShapeConv2d)
+    wanted = made(model, model)
+    before = float((made(small, small) - wanted).square().mean())
+    names, memory = list(small.state_dict()), first.weight
+    record = reconstruct(small, model, graph, masks, DATA, ridge=1e-9)
+    assert record.layers == ("0", "2", "5")
+    assert not record.left
+    assert small.get_submodule("0") is first
+    assert first.weight is memory
+    assert list(small.state_dict()) == names
+    assert float((made(small, small) - wanted).square().mean()) < before
+    rows = torch.nn.functional.unfold(torch.cat([x for x, _ in DATA]), 3, padding=1)
+    rows = rows.transpose(1, 2).flatten(0, 1).double()
+    target = made(model, model[0]).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    filters = np.flatnonzero(masks.flat(graph)[graph.axes[graph.layers[0].out_axis]])
+    weight, kept = first.dense().weight.detach().flatten(1), first.kept()
+    assert not kept.all()
+    for j, filter_ in enumerate(filters):
+        mine = kept[j].repeat(3)
+        read = torch.cat([rows[:, mine], torch.ones(len(rows), 1)], 1)
+        best = torch.linalg.lstsq(read, target[:, filter_]).solution
+        torch.testing.assert_close(weight[j][mine], best[:-1].float(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(first.bias[j], best[-1].float(), rtol=1e-3, atol=1e-4)
+        assert not weight[j][~mine].any()
+
+
+def test_layers_that_are_gone_are_listed() -> None:
+    torch.manual_seed(0)
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE, blocks=True)
+    (block,) = graph.blocks
+    flat = np.ones(graph.unit_count, np.bool_)
+    flat[block.unit] = False
+    for g in block.groups:
+        flat[graph.units(g)] = False
+    masks = qp.Masks.from_flat(graph, flat)
+    record = reconstruct(qp.shrink(model, graph, masks), model, graph, masks, DATA)
+    assert record.layers == ("stem", "head")
+    assert set(record.left) == {"one", "two"}
+    assert "no such layer" in record.left["one"]
+
+
 @pytest.mark.parametrize("method", ["least_squares", "means"])
 @pytest.mark.parametrize("where", ["data", "inner"])
 def test_what_is_not_finite_changes_nothing(method: str, where: str) -> None:
@@ -283,6 +347,21 @@ def test_what_is_not_finite_changes_nothing(method: str, where: str) -> None:
     named = "stem" if where == "data" else "two"
     with pytest.raises(TrainingError, match=f"what {named} reads .* check the data"):
         reconstruct(small, model, graph, masks, data, method=method)
+    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
+
+
+def test_after_an_error_kernel_columns_are_what_they_were() -> None:
+    model = chain()
+    graph = qp.trace(model, EXAMPLE, columns=True)
+    masks = random_masks(graph, 1)
+    small = qp.shrink(model, graph, masks)
+    before = {name: t.clone() for name, t in small.state_dict().items()}
+    kinds = [type(m) for m in small]
+    with torch.no_grad():
+        model[2].weight[...] = torch.inf
+    with pytest.raises(TrainingError):
+        reconstruct(small, model, graph, masks, DATA)
+    assert [type(m) for m in small] == kinds
     assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
 
 
