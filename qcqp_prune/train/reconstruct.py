@@ -199,7 +199,10 @@ class _Fit:
             return f"it reads more than {LARGEST:,} numbers at once"
         kept = np.flatnonzero(self._flat[self._graph.axes[self._graph.layers[there[0]].out_axis]])
         if len(kept) != len(matrix):
-            return "it makes other outputs than the masks keep"
+            return "the masks keep another number of its outputs: give the network that was cut with them"
+        shift = shift_of(self._small.followed, node)
+        if self._options.method == "means" and shift is None:
+            return "no bias or batch norm of its own takes up a mean"
         goals = self._goals(node, there[1], torch.from_numpy(kept), layer)
         if goals is None or goals[0].shape != self._small.evaluate(node)[0].shape:
             return "the dense network computes it in another order or layout"
@@ -215,7 +218,6 @@ class _Fit:
                 f"what {layer.name} reads or is to make on these samples is NaN or infinite: check the data, and the "
                 "weights of both networks; nothing was changed"
             )
-        shift = shift_of(self._small.followed, node)
         if self._options.method == "least_squares":
             free = self._options.columns.get(layer.weight)
             change = sums.change(self._options.ridge, centred=shift is not None, free=free)

@@ -123,6 +123,30 @@ def test_means_only_moves_biases_and_running_means() -> None:
     torch.testing.assert_close(*branch, rtol=1e-4, atol=1e-5)
 
 
+def test_means_of_layers_that_have_no_place_for_them_are_not_reported_as_fitted() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 2, 1)
+    ).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"0": [0, 3], "2": [1]})
+    small = qp.shrink(model, graph, masks)
+    before = {n: t.clone() for n, t in small.state_dict().items()}
+    record = reconstruct(small, model, graph, masks, DATA, method="means")
+    assert record.layers == ("3",)
+    assert record.left == dict.fromkeys(("0", "2"), "no bias or batch norm of its own takes up a mean")
+    assert [n for n, t in small.state_dict().items() if not torch.equal(t, before[n])] == ["3.bias"]
+    assert reconstruct(small, model, graph, masks, DATA).layers == ("0", "2", "3")
+
+
+def test_a_network_that_was_not_cut_with_the_masks_is_told_so() -> None:
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE)
+    record = reconstruct(model, model, graph, selected(graph, {"one": [0, 3]}), DATA, method="means")
+    assert "give the network that was cut" in record.left["one"]
+    assert "one" not in record.layers
+
+
 def test_nothing_changes_where_nothing_was_removed() -> None:
     model = liven(Residual()).train()
     graph = qp.trace(model, EXAMPLE)
