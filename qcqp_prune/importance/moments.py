@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from qcqp_prune.errors import InvalidOptionError
 
 _ROWS = 8_192
 """Rows that are multiplied at a time; of so many a copy about their mean takes little memory."""
@@ -29,6 +33,16 @@ def products(x: Tensor, y: Tensor) -> Tensor:
         sum_a, sum_b = (t.sum(-2, dtype=torch.float64) for t in (left_a, left_b))
         total += torch.stack([sum_a + a.shape[-2] * mean_a, mean_a], -1) @ torch.stack([mean_b, sum_b], -2)
     return total
+
+
+def require_ridge(ridge: float) -> None:
+    """Refuse what is no ridge.
+
+    Raises:
+        InvalidOptionError: it is not positive, or not finite.
+    """
+    if not (math.isfinite(ridge) and ridge > 0):
+        raise InvalidOptionError(f"ridge is {ridge}: give a positive number such as 0.01")
 
 
 def ridge_size(ridge: float, variance: float, square: float) -> float:

@@ -20,6 +20,7 @@ from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.observe import Observed, norm_after, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.importance.moments import require_ridge
 from qcqp_prune.importance.patches import Patches, own_matrix, with_own_matrix
 from qcqp_prune.importance.readers import LARGEST, rows_for, shift_of, weight_of
 from qcqp_prune.importance.samples import samples_of
@@ -99,7 +100,7 @@ def reconstruct(
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
-        InvalidOptionError: no such method, or the loader yields nothing.
+        InvalidOptionError: no such method, a ridge that is not positive, or the loader yields nothing.
         TrainingError: what a layer reads or is to make is NaN or infinite; the network is as it was then.
 
     References:
@@ -108,6 +109,7 @@ def reconstruct(
     """
     if method not in get_args(Method):
         raise InvalidOptionError(f"method={method!r}: choose from {', '.join(get_args(Method))}")
+    require_ridge(ridge)
     with placed(small, device) as where, placed(dense, device), torch.no_grad():
         batches, _ = samples_of(loader, graph, samples, where, seed=seed, who="reconstruct")
         with as_convolutions(small) as columns:

@@ -287,6 +287,9 @@ def test_bad_input_is_refused() -> None:
         reconstruct(model, model, graph, masks, DATA, method="best")
     with pytest.raises(InvalidOptionError, match="no batch"):
         reconstruct(model, model, graph, masks, [])
+    for ridge in (0.0, -5.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidOptionError, match="ridge is"):
+            reconstruct(model, model, graph, masks, DATA, ridge=ridge)
 
 
 def chain() -> nn.Sequential:
