@@ -9,30 +9,40 @@ from torch import Tensor
 
 from qcqp_prune.errors import InvalidOptionError
 
-_ROWS = 8_192
-"""Rows that are multiplied at a time; of so many a copy about their mean takes little memory."""
+_ROWS, _FEW = 8_192, 16
+"""Rows that are multiplied at a time, as a copy about their mean takes memory; of few, double precision is cheap."""
 
 _LEAST_VARIANCE, _LEAST_RIDGE = 1e-6, 1e-12
 """Shares of the mean square. Data in single precision that do not vary at all seem to vary by 1e-14 of it."""
 
 
-def products(x: Tensor, y: Tensor) -> Tensor:
-    """Sums over rows of the products of each column of x with each of y, ``x^T y``, in double precision.
+def moments(x: Tensor, *others: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Sums over rows of products of columns, ``x^T x`` and ``x^T y`` for each other y, and of columns.
 
     In single precision only what is left about the mean is multiplied, because what takes means out of the sums later
-    would leave nothing but rounding of columns whose mean is much larger than their spread.
+    would leave nothing but rounding of columns whose mean is much larger than their spread. All is summed in double.
 
     Args:
-        x: ``(..., rows, columns of x)``, float32 or float64.
-        y: ``(..., rows, columns of y)``, of the same type.
+        x: ``(..., rows, columns)``, float32 or float64.
+        others: with as many rows, and of the same type.
+
+    Returns:
+        The products, ``(..., columns of x, columns of the other)``, and the sums, ``(..., columns)``, of x first.
     """
-    total = x.new_zeros(*x.shape[:-2], x.shape[-1], y.shape[-1], dtype=torch.float64)
-    for a, b in zip(x.split(_ROWS, -2), y.split(_ROWS, -2), strict=True):
-        (mean_a, left_a), (mean_b, left_b) = _about_mean(a), _about_mean(b)
-        total += (left_a.mT @ left_b).double()
-        sum_a, sum_b = (t.sum(-2, dtype=torch.float64) for t in (left_a, left_b))
-        total += torch.stack([sum_a + a.shape[-2] * mean_a, mean_a], -1) @ torch.stack([mean_b, sum_b], -2)
-    return total
+    products = [
+        x.new_zeros(*x.shape[:-2], x.shape[-1], y.shape[-1], dtype=torch.float64) for y in (x, *others)
+    ]
+    sums = [y.new_zeros(*y.shape[:-2], y.shape[-1], dtype=torch.float64) for y in (x, *others)]
+    for parts in zip(*(torch.split(y, _ROWS, -2) for y in (x, *others)), strict=True):
+        wide = x.dtype == torch.float64 or parts[0].shape[-2] < _FEW
+        means, left, rest = zip(*(_about_mean(part, wide=wide) for part in parts), strict=True)
+        for k, part in enumerate(parts):
+            sums[k] += rest[k] + part.shape[-2] * means[k]
+            products[k] += left[0].mT @ left[k]
+            if not wide:
+                first = torch.stack([rest[0] + part.shape[-2] * means[0], means[0]], -1)
+                products[k] += first @ torch.stack([means[k], rest[k]], -2)
+    return products, sums
 
 
 def require_ridge(ridge: float) -> None:
@@ -58,7 +68,14 @@ def ridge_size(ridge: float, variance: float, square: float) -> float:
     return max(ridge * size, _LEAST_RIDGE * square) if ridge else 0.0
 
 
-def _about_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """About the mean of each column, and what is left of the rows without it."""
-    mean = rows.mean(-2, keepdim=True, dtype=torch.float64).to(rows.dtype)
-    return mean.squeeze(-2).double(), rows - mean
+def _about_mean(rows: Tensor, *, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """About the mean of each column, what is left of the rows without that, and the sums of what is left.
+
+    In double precision nothing has to be taken out, and the mean counts as zero.
+    """
+    if wide:
+        rows = rows.double()
+        return torch.zeros_like(rows[..., 0, :]), rows, rows.sum(-2)
+    mean = rows.mean(-2, keepdim=True)
+    left = rows - mean
+    return mean.squeeze(-2).double(), left, left.sum(-2, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch.fx import Node
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.observe import Followed, Observed, norm_after, read_by
 from qcqp_prune.graph.walk import argument, op_name
-from qcqp_prune.importance.moments import products, ridge_size
+from qcqp_prune.importance.moments import moments, ridge_size
 from qcqp_prune.importance.output_error import spread
 from qcqp_prune.importance.patches import Patches, as_matrix
 
@@ -213,10 +213,11 @@ def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None, segments: 
 def _add(reader: Reader, rows: Tensor) -> None:
     if reader.second.ndim == 1:
         reader.second += rows.double().square().sum(0).cpu()
+        reader.first += rows.double().sum(0).cpu()
     else:
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        reader.second += _within(products(rows, rows).cpu(), reader.segments)
-    reader.first += rows.double().sum(0).cpu()
+        (products,), (first,) = moments(rows if rows.dtype == torch.float64 else rows.float())
+        reader.second += _within(products.cpu(), reader.segments)
+        reader.first += first.cpu()
     reader.rows += len(rows)
 
 

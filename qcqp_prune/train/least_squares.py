@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qcqp_prune.importance.moments import products, ridge_size
+from qcqp_prune.importance.moments import moments, ridge_size
 
 
 class Sums:
@@ -20,11 +20,10 @@ class Sums:
         """Rows of the same positions: ``(rows, columns of all segments)`` and ``(rows, outputs)``."""
         wide = torch.promote_types(read.dtype, torch.float32)
         x, r = (t.to(wide).reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
-        sums = (t.sum(1, dtype=torch.float64) for t in (x, r))
-        new = products(x, x), products(x, r), *sums
+        products, sums = moments(x, r)
         before = self._second, self._cross, self._read, self._lacking
         self._second, self._cross, self._read, self._lacking = (
-            a.to(b.device) + b for a, b in zip(before, new, strict=True)
+            a.to(b.device) + b for a, b in zip(before, (*products, *sums), strict=True)
         )
         self._rows += len(read)
 

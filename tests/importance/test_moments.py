@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qcqp_prune.importance.moments import products, ridge_size
+from qcqp_prune.importance.moments import moments, ridge_size
 
 
 def rows(number: int, columns: int, mean: float, seed: int) -> Tensor:
@@ -15,23 +15,27 @@ def rows(number: int, columns: int, mean: float, seed: int) -> Tensor:
     return torch.randn(2, number, columns, generator=generator) @ mix + mean * torch.arange(1, columns + 1)
 
 
-@pytest.mark.parametrize("number", [1, 300, 20_000])
+@pytest.mark.parametrize("number", [1, 300, 8_200, 20_000])
 @pytest.mark.parametrize("mean", [0.0, 1.0, 3_000.0])
 def test_products_and_covariances_are_those_of_double_precision(number: int, mean: float) -> None:
     x, y = rows(number, 5, mean, 0), rows(number, 3, -2 * mean, 1)
-    found, wanted = products(x, y), x.double().mT @ y.double()
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-3)
-    outer = x.double().sum(1)[:, :, None] * y.double().sum(1)[:, None] / number
-    spreads = [t.double().std(1, correction=0) for t in (x, y)]
-    scale = number * spreads[0][:, :, None] * spreads[1][:, None]
-    assert ((found - outer) - (wanted - outer)).abs().le(1e-5 * scale + 1e-12 * wanted.abs()).all()
+    products, sums = moments(x, y)
+    for other, found, total in zip((x, y), products, sums, strict=True):
+        wanted, sum_ = x.double().mT @ other.double(), other.double().sum(1)
+        assert found.dtype == total.dtype == torch.float64
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-3)
+        torch.testing.assert_close(total, sum_, rtol=1e-10, atol=1e-7 * number)
+        spreads = [t.double().std(1, correction=0) for t in (x, other)]
+        scale = number * spreads[0][:, :, None] * spreads[1][:, None]
+        covariance = wanted - x.double().sum(1)[:, :, None] * sum_[:, None] / number
+        own = found - sums[0][:, :, None] * total[:, None] / number
+        assert (own - covariance).abs().le(1e-5 * scale + 1e-12 * wanted.abs()).all()
 
 
 def test_rows_that_are_all_alike_do_not_vary() -> None:
     x = (torch.randn(7, generator=torch.Generator().manual_seed(0)) * 100).repeat(10_000, 1)
-    square = products(x, x)
-    mean = x.double().mean(0)
+    (square,), (total,) = moments(x)
+    mean = total / len(x)
     assert (square / len(x) - torch.outer(mean, mean)).abs().max() < 1e-14 * square.max()
 
 
