@@ -139,6 +139,22 @@ class ShapeConv2d(nn.Module):
                 conv.bias.copy_(self.bias)
         return conv.train(self.training)
 
+    def take(self, conv: nn.Conv2d) -> None:
+        """Take over the values of a convolution such as ``dense`` makes; of its weight those of the columns here."""
+        with torch.no_grad():
+            rows = conv.weight.flatten(2).permute(2, 0, 1).flatten(0, 1)
+            self.weight.copy_(rows[self.columns])
+            if conv.bias is not None and self.bias is not None:
+                self.bias.copy_(conv.bias)
+
+    def kept(self) -> Tensor:
+        """Which columns there are, ``(out_channels, kernel height * kernel width) bool``."""
+        flat = torch.zeros(
+            len(self._per_position) * self.out_channels, dtype=torch.bool, device=self.columns.device
+        )
+        flat[self.columns] = True
+        return flat.reshape(-1, self.out_channels).T
+
     def extra_repr(self) -> str:
         """Channels, columns and geometry."""
         dense = self.out_channels * len(self._per_position)

@@ -66,7 +66,8 @@ class Activation(Layerwise):
 
         def see(k: int, read: Tensor, made: Tensor) -> None:
             rows = by_channel(graph.layers[k], read).double()
-            moments = [(rows != 0).double()] if self.statistic == "apoz" else [rows.abs()]
+            # Not finite is not zero either, and would count as there: 0 times it is NaN.
+            moments = [(rows != 0) + 0 * rows] if self.statistic == "apoz" else [rows.abs()]
             moments = [rows, rows.square()] if self.statistic == "std" else moments
             found = torch.stack([moment.sum(1) for moment in moments])
             sums[k] = sums[k] + found if k in sums else found
@@ -82,7 +83,8 @@ class Activation(Layerwise):
             means = _per_unit(graph.axes[layer.in_axis], sum_.cpu().numpy() / counts[k])
             values = [scores.values for scores in means]
             if self.statistic == "std":
-                values = [np.sqrt(np.maximum(values[1] - values[0] ** 2, 0.0))]
+                with np.errstate(invalid="ignore"):  # infinity less infinity; of_units refuses it
+                    values = [np.sqrt(np.maximum(values[1] - values[0] ** 2, 0.0))]
             found[layer.name] = UnitScores(means[0].units, values[0])
         return of_units(graph, found, "Activation")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.cuts import Cut
 from qcqp_prune.importance.gradients import Loss, device_of
 from qcqp_prune.importance.layerwise import weight_tensors
+from qcqp_prune.importance.moments import require_ridge
 from qcqp_prune.importance.output_error import output_error
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
 from qcqp_prune.importance.samples import first, samples_of
@@ -93,8 +93,7 @@ class Calibrated:
             raise InvalidOptionError(
                 f"samples is {self.samples} and trials {self.trials}: give positive numbers"
             )
-        if not (math.isfinite(self.ridge) and self.ridge > 0):
-            raise InvalidOptionError(f"ridge is {self.ridge}: give a positive number such as 0.01")
+        require_ridge(self.ridge)
 
     def __call__(self, model: nn.Module, graph: ChannelGraph) -> PairwiseForm:
         """The objective over the graph's units, in units of the loss or a share of the outputs' variance.

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcqp_prune.errors import InvalidScoreError
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.importance.readers import Reader
 from qcqp_prune.program.coefficients import FloatArray
 
 STEPS = 64
 """A group of more units goes in so many steps of several units each."""
+
+_RIDGES = tuple(10.0**k for k in range(-12, 1))
+"""What is tried one after another where a covariance cannot be inverted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,9 @@ def eliminate(
         units: how many there are.
         snapshots: numbers of removed units for which weights are wanted.
         ridge: as for ``Reader.covariance``.
+
+    Raises:
+        InvalidScoreError: a covariance cannot be inverted, whatever the ridge.
 
     References:
         Hassibi, Stork: "Second order derivatives for network pruning: optimal brain surgeon" (NeurIPS 1992).
@@ -86,9 +93,7 @@ class _Part:
         covariance = reader.covariance(ridge)
         self.weight, self.columns = reader.weight.clone(), columns
         self._full = covariance.ndim == 2
-        self._inverse = (
-            torch.cholesky_inverse(torch.linalg.cholesky(covariance)) if self._full else covariance
-        )
+        self._inverse = _inverse(reader, ridge) if self._full else covariance
         self._scale = (
             torch.ones(len(reader.weight)).double() if reader.curvature is None else reader.curvature
         )
@@ -121,3 +126,15 @@ class _Part:
         """The inverse of each unit's block of the inverse, ``(units, columns of one, columns of one)``."""
         blocks: Tensor = torch.linalg.inv(self._inverse[columns[:, :, None], columns[:, None, :]])
         return blocks
+
+
+def _inverse(reader: Reader, ridge: float) -> Tensor:
+    """The inverse of a reader's covariance, with the first ridge for which rounding leaves it positive definite."""
+    for share in (ridge, *(larger for larger in _RIDGES if larger > ridge)):
+        factor, failed = torch.linalg.cholesky_ex(reader.covariance(share))
+        if not failed:
+            return torch.cholesky_inverse(factor)
+    raise InvalidScoreError(
+        "what a layer reads on the calibration data has no covariance that can be inverted: check the data and the "
+        "weights for values that are huge or not finite, or choose Magnitude"
+    )

@@ -14,6 +14,7 @@ from torch.fx import Node
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.observe import Followed, Observed, norm_after, read_by
 from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.importance.moments import moments, ridge_size
 from qcqp_prune.importance.output_error import spread
 from qcqp_prune.importance.patches import Patches, as_matrix
 
@@ -58,11 +59,12 @@ class Reader:
         mean = self.first / self.rows
         if second.ndim == 1:
             second = second - mean**2 if self.shift else second
-            return second + ridge * _size(second, self.second / self.rows)
+            return second + ridge_size(ridge, float(second.mean()), float(self.second.mean() / self.rows))
+        square = float(second.diagonal().mean())
         if self.shift:
             second = second - _within(torch.outer(mean, mean), self.segments)
-        size = _size(second.diagonal(), self.second.diagonal() / self.rows)
-        return second + ridge * size * torch.eye(len(second)).to(second)
+        size = ridge_size(ridge, float(second.diagonal().mean()), square)
+        return second + size * torch.eye(len(second)).to(second)
 
     def columns_of(self, axis: IntArray, units: range) -> Tensor:
         """The columns that each unit has, ``(units, columns of one)``, in the order of the units; empty if none."""
@@ -211,16 +213,12 @@ def _empty(layer: int, weight: Tensor, shift: tuple[str, int] | None, segments: 
 def _add(reader: Reader, rows: Tensor) -> None:
     if reader.second.ndim == 1:
         reader.second += rows.double().square().sum(0).cpu()
+        reader.first += rows.double().sum(0).cpu()
     else:
-        rows = rows if rows.dtype == torch.float64 else rows.float()
-        reader.second += _within((rows.T @ rows).double().cpu(), reader.segments)
-    reader.first += rows.double().sum(0).cpu()
+        (products,), (first,) = moments(rows if rows.dtype == torch.float64 else rows.float())
+        reader.second += _within(products.cpu(), reader.segments)
+        reader.first += first.cpu()
     reader.rows += len(rows)
-
-
-def _size(variances: Tensor, squares: Tensor) -> float:
-    """The mean variance; where nothing varies, or rounding leaves nothing of it, a share of the mean square, or 1."""
-    return max(float(variances.mean()), 1e-6 * float(squares.mean())) or 1.0
 
 
 def _within(products: Tensor, segments: int) -> Tensor:

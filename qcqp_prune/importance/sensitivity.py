@@ -36,7 +36,7 @@ class NeuronSensitivity(Layerwise):
     Raises:
         InvalidOptionError: there is no batch, one is no pair of tensors, or a unit that may go is made by no layer that
             can be looked at (a recurrent one, or as kernel columns).
-        InvalidScoreError: a derivative is NaN or infinite.
+        InvalidScoreError: a derivative, or what a layer makes, is NaN or infinite.
 
     References:
         Tartaglione et al., "SeReNe: sensitivity-based regularization of neurons for structured sparsity in neural
@@ -92,4 +92,5 @@ class NeuronSensitivity(Layerwise):
             found = torch.autograd.grad(direction, list(made.values()), retain_graph=True, allow_unused=True)
             for k, slope in zip(made, found, strict=True):
                 total[k] += 0 if slope is None else slope.abs() / y.shape[1]
-        return total
+        # Nonlinearities have finite derivatives where a potential is not finite.
+        return {k: torch.where(made[k].isfinite(), slopes, torch.nan) for k, slopes in total.items()}

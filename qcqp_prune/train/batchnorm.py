@@ -49,7 +49,7 @@ def recalibrate_batch_norm(
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
-        TrainingError: the loader yields nothing.
+        TrainingError: the loader yields nothing, or statistics come out NaN or infinite.
         InvalidOptionError: `batches` is not positive.
     """
     if batches is not None and batches < 1:
@@ -74,6 +74,14 @@ def recalibrate_batch_norm(
         if not done:
             raise TrainingError(
                 "The loader yields no batch to recalibrate batch norms on. Give one with samples."
+            )
+        broken = [
+            name for name, norm in norms.items() if not all(bool(b.isfinite().all()) for b in norm.buffers())
+        ]
+        if broken:
+            raise TrainingError(
+                f"The statistics of {broken[0]} on this data are NaN or infinite. Check the data and the weights; "
+                "the statistics are what they were."
             )
     return Recalibration(tuple(norms), done, samples)
 

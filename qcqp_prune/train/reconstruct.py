@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,17 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Layer
 from qcqp_prune.graph.inputs import batch_size
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.observe import Observed, norm_after, read_by
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.graph.walk import argument, op_name
+from qcqp_prune.importance.moments import require_ridge
 from qcqp_prune.importance.patches import Patches, own_matrix, with_own_matrix
 from qcqp_prune.importance.readers import LARGEST, rows_for, shift_of, weight_of
 from qcqp_prune.importance.samples import samples_of
 from qcqp_prune.train.batches import Loader
+from qcqp_prune.train.columns import as_convolutions
+from qcqp_prune.train.least_squares import Sums
 from qcqp_prune.train.modes import placed
 
 logger = logging.getLogger(__name__)
@@ -78,8 +82,9 @@ def reconstruct(
     Means go where the layer has a bias, or into the running mean of the batch norm after it. Batch norms should not
     be recalibrated afterwards: fitted outputs vary less than they did, and recalibration would blow them up again.
 
-    Layers whose weight is used several times, or computed from others, transposed convolutions, recurrent layers and
-    convolutions that lost kernel columns are left as they are.
+    A convolution that lost kernel columns (``ShapeConv2d``) is fitted filter by filter over the columns that are left.
+    Layers whose weight is used several times, or computed from others, transposed convolutions and recurrent layers are
+    left as they are.
 
     Args:
         small: from ``shrink``; changed in place.
@@ -95,7 +100,8 @@ def reconstruct(
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
-        InvalidOptionError: no such method, or the loader yields nothing.
+        InvalidOptionError: no such method, a ridge that is not positive, or the loader yields nothing.
+        TrainingError: what a layer reads or is to make is NaN or infinite; the network is as it was then.
 
     References:
         He, Zhang, Sun: "Channel pruning for accelerating very deep neural networks" (ICCV 2017), section 3, for the fit
@@ -103,10 +109,14 @@ def reconstruct(
     """
     if method not in get_args(Method):
         raise InvalidOptionError(f"method={method!r}: choose from {', '.join(get_args(Method))}")
+    require_ridge(ridge)
     with placed(small, device) as where, placed(dense, device), torch.no_grad():
         batches, _ = samples_of(loader, graph, samples, where, seed=seed, who="reconstruct")
-        fit = _Fit(small, dense, graph, masks.flat(graph), batches, _Options(method, ridge, seed))
-        fit.run()
+        with as_convolutions(small) as columns:
+            fit = _Fit(
+                small, dense, graph, masks.flat(graph), batches, _Options(method, ridge, seed, columns)
+            )
+            fit.run()
     return Reconstruction(method, tuple(fit.done), fit.left, len(batches) * batch_size(batches[0]))
 
 
@@ -115,6 +125,7 @@ class _Options:
     method: Method
     ridge: float
     seed: int
+    columns: Mapping[str, Tensor]
 
 
 class _Fit:
@@ -131,6 +142,7 @@ class _Fit:
     ) -> None:
         self.done: list[str] = []
         self.left: dict[str, str] = {}
+        self._written: list[tuple[Tensor, Tensor]] = []
         self._graph, self._flat, self._options = graph, flat, options
         self._generator = torch.Generator().manual_seed(options.seed)
         self._own_graph = trace(small, batches[0])
@@ -147,7 +159,15 @@ class _Fit:
         self._layer_places = sorted(self._place[node] for node in self._small.followed.layer_of)
 
     def run(self) -> None:
-        """Fit every layer that can be."""
+        """Fit every layer that can be; where an error ends it, none is fitted."""
+        try:
+            self._all()
+        except BaseException:
+            for tensor, before in reversed(self._written):
+                tensor.copy_(before)
+            raise
+
+    def _all(self) -> None:
         for node in self._small:
             k = self._small.followed.layer_of.get(node)
             if k is None:
@@ -161,6 +181,11 @@ class _Fit:
         for layer in self._own_graph.layers:
             if layer.weight and layer.name not in self.done:
                 self.left.setdefault(layer.name, "its operator hides what it multiplies")
+        for layer in self._graph.layers:
+            if layer.weight and layer.name not in self.done:
+                self.left.setdefault(
+                    layer.name, "the smaller network has no such layer, or computes it otherwise"
+                )
 
     def _one(self, node: Node, layer: Layer) -> str:
         """Fit one layer; the reason where it is left alone."""
@@ -176,21 +201,29 @@ class _Fit:
             return f"it reads more than {LARGEST:,} numbers at once"
         kept = np.flatnonzero(self._flat[self._graph.axes[self._graph.layers[there[0]].out_axis]])
         if len(kept) != len(matrix):
-            return "its filters lost kernel columns"
+            return "the masks keep another number of its outputs: give the network that was cut with them"
+        shift = shift_of(self._small.followed, node)
+        if self._options.method == "means" and shift is None:
+            return "no bias or batch norm of its own takes up a mean"
         goals = self._goals(node, there[1], torch.from_numpy(kept), layer)
         if goals is None or goals[0].shape != self._small.evaluate(node)[0].shape:
             return "the dense network computes it in another order or layout"
-        sums = _Sums(layer.segments)
+        sums = Sums(layer.segments)
         wanted = -(-rows_for(matrix.shape[1]) // len(goals))
         for read, made, goal in zip(
             self._small[read_by(node)], self._small.evaluate(node), goals, strict=True
         ):
             positions = patches.draw(made, wanted, self._generator)
             sums.add(patches.read(read, positions), patches.made(goal - made, positions))
-        shift = shift_of(self._small.followed, node)
+        if not sums.finite():
+            raise TrainingError(
+                f"what {layer.name} reads or is to make on these samples is NaN or infinite: check the data, and the "
+                "weights of both networks; nothing was changed"
+            )
         if self._options.method == "least_squares":
-            change = sums.change(self._options.ridge, centred=shift is not None)
-            weight.copy_(with_own_matrix(layer, weight, matrix + change))
+            free = self._options.columns.get(layer.weight)
+            change = sums.change(self._options.ridge, centred=shift is not None, free=free)
+            self._write(weight, with_own_matrix(layer, weight, matrix + change))
         else:
             change = torch.zeros_like(matrix)
         if shift is not None:
@@ -198,9 +231,14 @@ class _Fit:
             moved = sums.mean_left(change)
             own = self._own.tensor(name)
             part = own if layer.rows is None or sign < 0 else own[slice(*layer.rows)]
-            part += (sign * moved).to(part)
+            self._write(part, part + (sign * moved).to(part))
         self._small.evaluate(node)
         return ""
+
+    def _write(self, tensor: Tensor, new: Tensor) -> None:
+        """Change a parameter or buffer; ``run`` can take it back."""
+        self._written.append((tensor, tensor.clone()))
+        tensor.copy_(new)
 
     def _reads_alone(self, node: Node) -> bool:
         """Whether a layer's operator, and nothing else, reads its weight."""
@@ -264,44 +302,6 @@ class _Fit:
             if node is target:
                 self._dense.evaluate(node)
         return True
-
-
-class _Sums:
-    """Sums over rows of what a layer reads (x) and of what its result lacks (r): x x^T, x r^T, x, r, by segments."""
-
-    def __init__(self, segments: int) -> None:
-        self._segments = segments
-        self._second = self._cross = self._read = self._lacking = torch.zeros((), dtype=torch.float64)
-        self._rows = 0
-
-    def add(self, read: Tensor, lacking: Tensor) -> None:
-        """Rows of the same positions: ``(rows, columns of all segments)`` and ``(rows, outputs)``."""
-        wide = torch.promote_types(read.dtype, torch.float32)
-        x, r = (t.to(wide).reshape(len(t), self._segments, -1).transpose(0, 1) for t in (read, lacking))
-        new = x.mT @ x, x.mT @ r, x.sum(1), r.sum(1)
-        before = self._second, self._cross, self._read, self._lacking
-        self._second, self._cross, self._read, self._lacking = (
-            a.to(b.device) + b.double() for a, b in zip(before, new, strict=True)
-        )
-        self._rows += len(read)
-
-    def change(self, ridge: float, *, centred: bool) -> Tensor:
-        """The change of the weight that makes up for most of what lacks, ``(outputs, columns of one segment)``."""
-        second, cross = self._second, self._cross
-        if centred:
-            second = second - self._read[:, :, None] * self._read[:, None] / self._rows
-            cross = cross - self._read[:, :, None] * self._lacking[:, None] / self._rows
-        squares = self._second.diagonal(dim1=1, dim2=2).mean()
-        size = ridge * torch.maximum(second.diagonal(dim1=1, dim2=2).mean(), 1e-6 * squares)
-        size = size if size > 0 else torch.ones_like(size)  # nothing but zeros is read
-        best: Tensor = torch.linalg.solve(second + size * torch.eye(second.shape[1]).to(second), cross)
-        return best.mT.flatten(0, 1)
-
-    def mean_left(self, change: Tensor) -> Tensor:
-        """The mean that lacks after a change of the weight, ``(outputs,)``."""
-        by_segment = change.reshape(self._segments, -1, change.shape[1])
-        made_up: Tensor = (by_segment @ self._read[:, :, None]).flatten()
-        return (self._lacking.flatten() - made_up) / self._rows
 
 
 def _sum_after(node: Node) -> tuple[Node, Node] | None:

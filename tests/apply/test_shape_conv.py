@@ -62,11 +62,17 @@ def test_computes_what_the_convolution_with_zeros_computes(geometry: dict[str, A
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_goes_back_to_the_convolution_with_zeros(geometry: dict[str, Any]) -> None:
-    conv, shape, _ = pair(**geometry)
+    conv, shape, kept = pair(**geometry)
     again = shape.dense()
     assert torch.equal(again.weight, conv.weight)
+    assert torch.equal(shape.kept(), torch.from_numpy(kept))
     x = torch.randn(1, 3, 11, 10, dtype=torch.float64)
     assert torch.equal(again(x), conv(x))
+    with torch.no_grad():
+        for tensor in again.parameters():
+            tensor *= torch.randn_like(tensor)
+    shape.take(again)
+    torch.testing.assert_close(shape(x), again(x))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

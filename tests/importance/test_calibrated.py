@@ -233,6 +233,48 @@ def test_a_layer_that_reads_one_value_only_is_no_obstacle() -> None:
     assert np.isfinite(Calibrated(DATA)(model, graph).unary).all()
 
 
+SAME = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [SAME, SAME.repeat(64, 1), torch.zeros(64, 64), torch.full((64, 64), 7.0)],
+    ids=["one sample", "repeated", "zeros", "constant"],
+)
+def test_data_that_do_not_vary_are_no_obstacle(inputs: Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    ).eval()
+    graph = qp.trace(model, torch.zeros(1, 64))
+    form = Calibrated([(inputs, torch.zeros(len(inputs), dtype=torch.int64))])(model, graph)
+    assert np.isfinite(form.unary).all()
+
+
+def test_a_mean_that_the_next_bias_takes_up_changes_nothing() -> None:
+    """Hidden units far from zero, and the same function: single precision leaves four digits of what they vary by."""
+
+    class Offset(nn.Module):
+        def __init__(self, offset: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(5, 16), nn.Linear(16, 4)
+            with torch.no_grad():
+                self.a.bias += offset
+                self.b.bias -= (self.b.weight.double().sum(1) * offset).float()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x))
+
+    x = torch.randn(200, 5)
+    worths = []
+    for offset in (0.0, 300.0):
+        model = Offset(offset).eval()
+        worths.append(Calibrated([(x, torch.zeros(200))])(model, qp.trace(model, x)).unary)
+    assert worths[0].max() > 0
+    np.testing.assert_allclose(worths[1], worths[0], rtol=1e-2, atol=1e-2 * worths[0].max())
+
+
 def test_a_weight_tied_to_an_embedding_is_not_refitted() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qcqp_prune.errors import InvalidScoreError
 from qcqp_prune.importance.elimination import eliminate
 from qcqp_prune.importance.readers import Reader
 
@@ -88,3 +89,20 @@ def test_where_only_squares_are_held_columns_go_by_themselves() -> None:
     assert found.order.tolist() == torch.argsort(worth).tolist()
     kept = torch.ones(5).index_fill(0, torch.tensor(found.order[:2]), 0)
     torch.testing.assert_close(found.refits[2][0], one.weight * kept)
+
+
+def test_a_covariance_without_an_inverse_gets_a_larger_ridge() -> None:
+    """Of one row the second moments have rank one: no ridge at all would end in an error of linear algebra."""
+    one, rows = reader(3, 6, shift=False, seed=4)
+    single = Reader(0, one.weight, torch.outer(rows[0], rows[0]), rows[0], None, 1, curvature=one.curvature)
+    found = eliminate([(single, torch.arange(6)[:, None])], 6, [3], ridge=0.0)
+    assert sorted(found.order.tolist()) == list(range(6))
+    # Three columns can say what six said of one row.
+    torch.testing.assert_close(found.refits[3][0] @ rows[0], one.weight @ rows[0], rtol=1e-3, atol=1e-3)
+
+
+def test_what_no_ridge_mends_is_refused() -> None:
+    one, _ = reader(3, 4, shift=True, seed=5)
+    one.second[1, 1] = torch.nan
+    with pytest.raises(InvalidScoreError, match="check the data"):
+        eliminate([(one, torch.arange(4)[:, None])], 4, [2], ridge=1e-2)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 import qcqp_prune as qp
+from qcqp_prune.importance.layerwise import Layerwise
 from tests.networks import liven
 from tests.scored import (
     NETWORKS,
@@ -232,7 +233,22 @@ def test_bad_data_are_refused(name: str) -> None:
         score(batches_for(Dense))(model, graph)
 
 
-def test_activations_that_are_not_finite_are_refused() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda data: qp.Activation(data),
+        lambda data: qp.Activation(data, "apoz"),
+        lambda data: qp.Activation(data, "std"),
+        lambda data: qp.NeuronSensitivity(data),
+        lambda data: qp.NeuronSensitivity(data, "lower"),
+    ],
+    ids=["mean", "apoz", "std", "exact", "lower"],
+)
+def test_data_that_are_not_finite_are_refused(score: Callable[..., Layerwise], value: float) -> None:
+    """One entry of one sample: a count of what is not zero, and slopes of ReLUs, are finite all the same."""
     model, graph = traced(Dense)
-    with pytest.raises(qp.InvalidScoreError, match="Activation of a is NaN or infinite"):
-        qp.Activation([(torch.full((1, 2, 5, 5), math.nan), torch.zeros(1))])(model, graph)
+    x = torch.randn(4, 2, 5, 5)
+    x[2, 0, 1, 1] = value
+    with pytest.raises(qp.InvalidScoreError, match=" of a is NaN or infinite"):
+        score([(x, torch.zeros(4))])(model, graph)

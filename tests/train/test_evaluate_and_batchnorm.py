@@ -103,6 +103,18 @@ def test_statistics_come_back_after_an_error(loader: list[tuple[Tensor, Tensor]]
     assert model.momentum == 0.2
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_statistics_that_are_not_finite_are_refused(value: float) -> None:
+    """One broken sample in the second of three batches: averages would carry it on."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    data = batches()
+    data[1][0][2, 1, 0, 0] = value
+    with pytest.raises(TrainingError, match=r"statistics of 1 .* Check the data"):
+        recalibrate_batch_norm(model, data)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_zero_batches_are_refused() -> None:
     with pytest.raises(InvalidOptionError, match="batches is 0"):
         recalibrate_batch_norm(nn.BatchNorm2d(3), batches(), batches=0)

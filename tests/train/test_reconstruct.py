@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import qcqp_prune as qp
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.apply.shape_conv import ShapeConv2d
+from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train.reconstruct import reconstruct
-from tests.networks import liven
+from tests.networks import liven, random_masks
 
 EXAMPLE = torch.zeros(1, 3, 6, 6)
 DATA = [
@@ -122,6 +123,30 @@ def test_means_only_moves_biases_and_running_means() -> None:
     torch.testing.assert_close(*branch, rtol=1e-4, atol=1e-5)
 
 
+def test_means_of_layers_that_have_no_place_for_them_are_not_reported_as_fitted() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 2, 1)
+    ).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"0": [0, 3], "2": [1]})
+    small = qp.shrink(model, graph, masks)
+    before = {n: t.clone() for n, t in small.state_dict().items()}
+    record = reconstruct(small, model, graph, masks, DATA, method="means")
+    assert record.layers == ("3",)
+    assert record.left == dict.fromkeys(("0", "2"), "no bias or batch norm of its own takes up a mean")
+    assert [n for n, t in small.state_dict().items() if not torch.equal(t, before[n])] == ["3.bias"]
+    assert reconstruct(small, model, graph, masks, DATA).layers == ("0", "2", "3")
+
+
+def test_a_network_that_was_not_cut_with_the_masks_is_told_so() -> None:
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE)
+    record = reconstruct(model, model, graph, selected(graph, {"one": [0, 3]}), DATA, method="means")
+    assert "give the network that was cut" in record.left["one"]
+    assert "one" not in record.layers
+
+
 def test_nothing_changes_where_nothing_was_removed() -> None:
     model = liven(Residual()).train()
     graph = qp.trace(model, EXAMPLE)
@@ -133,6 +158,49 @@ def test_nothing_changes_where_nothing_was_removed() -> None:
     assert model.training
     for name, tensor in small.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_a_sample_that_is_repeated_moves_means_and_no_weight(offset: float) -> None:
+    """Nothing varies, and what rounding makes vary must not be fitted."""
+    torch.manual_seed(0)
+    model = liven(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)))
+    with torch.no_grad():
+        model[0].bias += offset
+        model[2].bias += offset
+    model.eval()
+    x = torch.randn(1, 8).repeat(64, 1)
+    data = [(x, torch.zeros(64, dtype=torch.int64))] * 3
+    graph = qp.trace(model, x[:1])
+    masks = selected(graph, {"0": [0, 2, 5, 7], "2": [1, 3, 6]})
+    small = qp.shrink(model, graph, masks)
+    weights = {n: p.clone() for n, p in small.named_parameters() if n.endswith("weight")}
+    reconstruct(small, model, graph, masks, data)
+    for name, weight in weights.items():
+        torch.testing.assert_close(small.get_parameter(name), weight, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-4 * (1 + offset))
+
+
+def test_units_far_from_zero_are_fitted_as_well_as_others() -> None:
+    errors = []
+    for offset in (0.0, 1000.0):
+        model = liven(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))).eval()
+        with torch.no_grad():
+            model[1].bias -= (model[1].weight.double().sum(1) * offset).float()
+            model[0].bias += offset
+        data = [
+            (torch.randn(64, 8, generator=torch.Generator().manual_seed(s)), torch.zeros(64))
+            for s in range(3)
+        ]
+        graph = qp.trace(model, data[0][0])
+        masks = selected(graph, {"0": list(range(10))})
+        small = qp.shrink(model, graph, masks)
+        reconstruct(small, model, graph, masks, data)
+        with torch.no_grad():
+            errors.append(sum(float((small(x) - model(x)).square().mean()) for x, _ in data))
+    assert errors[0] > 0
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 
 class Twice(nn.Module):
@@ -219,6 +287,109 @@ def test_bad_input_is_refused() -> None:
         reconstruct(model, model, graph, masks, DATA, method="best")
     with pytest.raises(InvalidOptionError, match="no batch"):
         reconstruct(model, model, graph, masks, [])
+    for ridge in (0.0, -5.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidOptionError, match="ridge is"):
+            reconstruct(model, model, graph, masks, DATA, ridge=ridge)
+
+
+def chain() -> nn.Sequential:
+    return liven(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 4, 3, stride=2, bias=False),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(16, 4),
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("realisation", ["modules", "graph"])
+def test_filters_are_fitted_over_the_kernel_columns_that_they_kept(realisation: str) -> None:
+    """The first layer, which reads the data, against a solver of least squares for each filter."""
+    model = chain()
+    graph = qp.trace(model, EXAMPLE, columns=True)
+    masks = random_masks(graph, 1)
+    small = qp.shrink(model, graph, masks, realisation=realisation)
+    first = small.get_submodule("0")
+    assert isinstance(first, ShapeConv2d)
+    wanted = made(model, model)
+    before = float((made(small, small) - wanted).square().mean())
+    names, memory = list(small.state_dict()), first.weight
+    record = reconstruct(small, model, graph, masks, DATA, ridge=1e-9)
+    assert record.layers == ("0", "2", "5")
+    assert not record.left
+    assert small.get_submodule("0") is first
+    assert first.weight is memory
+    assert list(small.state_dict()) == names
+    assert float((made(small, small) - wanted).square().mean()) < before
+    rows = torch.nn.functional.unfold(torch.cat([x for x, _ in DATA]), 3, padding=1)
+    rows = rows.transpose(1, 2).flatten(0, 1).double()
+    target = made(model, model[0]).flatten(2).transpose(1, 2).flatten(0, 1).double()
+    filters = np.flatnonzero(masks.flat(graph)[graph.axes[graph.layers[0].out_axis]])
+    weight, kept = first.dense().weight.detach().flatten(1), first.kept()
+    assert not kept.all()
+    for j, filter_ in enumerate(filters):
+        mine = kept[j].repeat(3)
+        read = torch.cat([rows[:, mine], torch.ones(len(rows), 1)], 1)
+        best = torch.linalg.lstsq(read, target[:, filter_]).solution
+        torch.testing.assert_close(weight[j][mine], best[:-1].float(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(first.bias[j], best[-1].float(), rtol=1e-3, atol=1e-4)
+        assert not weight[j][~mine].any()
+
+
+def test_layers_that_are_gone_are_listed() -> None:
+    torch.manual_seed(0)
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE, blocks=True)
+    (block,) = graph.blocks
+    flat = np.ones(graph.unit_count, np.bool_)
+    flat[block.unit] = False
+    for g in block.groups:
+        flat[graph.units(g)] = False
+    masks = qp.Masks.from_flat(graph, flat)
+    record = reconstruct(qp.shrink(model, graph, masks), model, graph, masks, DATA)
+    assert record.layers == ("stem", "head")
+    assert set(record.left) == {"one", "two"}
+    assert "no such layer" in record.left["one"]
+
+
+@pytest.mark.parametrize("method", ["least_squares", "means"])
+@pytest.mark.parametrize("where", ["data", "inner"])
+def test_what_is_not_finite_changes_nothing(method: str, where: str) -> None:
+    """Not even the layers before the one where it shows."""
+    torch.manual_seed(0)
+    model = liven(Residual()).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"one": [0, 3], "stem": [1]})
+    small = qp.shrink(model, graph, masks)
+    data = [(x.clone(), y) for x, y in DATA]
+    if where == "data":
+        data[2][0][7, 1, 2, 3] = torch.inf
+    else:
+        with torch.no_grad():
+            model.two.weight[0] = torch.nan
+    before = {name: t.clone() for name, t in small.state_dict().items()}
+    named = "stem" if where == "data" else "two"
+    with pytest.raises(TrainingError, match=f"what {named} reads .* check the data"):
+        reconstruct(small, model, graph, masks, data, method=method)
+    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
+
+
+def test_after_an_error_kernel_columns_are_what_they_were() -> None:
+    model = chain()
+    graph = qp.trace(model, EXAMPLE, columns=True)
+    masks = random_masks(graph, 1)
+    small = qp.shrink(model, graph, masks)
+    before = {name: t.clone() for name, t in small.state_dict().items()}
+    kinds = [type(m) for m in small]
+    with torch.no_grad():
+        model[2].weight[...] = torch.inf
+    with pytest.raises(TrainingError):
+        reconstruct(small, model, graph, masks, DATA)
+    assert [type(m) for m in small] == kinds
+    assert all(torch.equal(t, before[name]) for name, t in small.state_dict().items())
 
 
 class Norms(nn.Module):
