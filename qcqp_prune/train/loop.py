@@ -148,8 +148,8 @@ def _epoch(
     loss_sum, penalty_sum, right, samples, lr = 0.0, 0.0, 0, 0, 0.0
     for batch, (inputs, targets) in enumerate(batches_of(loader, device)):
         state.batch = batch
-        share = batch / state.batches if state.batches else 0.0
-        lr = config.learning_rate(state.epoch + min(share, 1.0), state.epochs)
+        share, step = (batch / state.batches, 1 / state.batches) if state.batches else (0.0, 1.0)
+        lr = config.learning_rate(state.epoch + min(share, 1.0), state.epochs, step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         logits = _step(state, inputs, targets, config, device)

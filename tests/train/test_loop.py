@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train import Callback, FinetuneConfig, TrainingState, evaluate, finetune
+from qcqp_prune.train.batches import Loader
 
 
 def blobs(count: int = 60, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -252,6 +253,46 @@ def test_a_loader_without_length_works() -> None:
             return iter(blobs())
 
     assert len(finetune(small(), Stream(), epochs=2).epochs) == 2
+
+
+class Rates(Callback):
+    """Writes down the learning rate of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_batch_end(self, state: TrainingState, /) -> None:
+        self.seen.append(state.optimizer.param_groups[0]["lr"])
+
+
+class Unsized:
+    """A loader without a length."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(blobs())
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        (blobs(), [*(0.1 * k / 4.5 for k in (1, 2, 3, 4)), 0.1, 0.1]),  # 1.5 epochs of 3 steps
+        (blobs(20), [0.1 / 1.5, 0.1, 0.1]),
+        (Unsized(), [0.1 / 1.5] * 3 + [0.1] * 6),
+    ],
+)
+def test_no_step_of_a_warmup_is_one_of_rate_zero(loader: Loader, expected: list[float]) -> None:
+    rates = Rates()
+    config = FinetuneConfig(lr=0.1, schedule="constant", warmup=1.5)
+    finetune(small(), loader, epochs=3, config=config, callbacks=[rates])
+    assert rates.seen[: len(expected)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loader", [blobs(20), Unsized()])
+def test_one_epoch_of_the_recommended_recipe_trains(loader: Loader) -> None:
+    model = small()
+    before = model[0].weight.detach().clone()
+    finetune(model, loader, epochs=1, config=FinetuneConfig.recommended(model))
+    assert not torch.equal(model[0].weight, before)
 
 
 def test_zero_epochs_are_refused() -> None:
