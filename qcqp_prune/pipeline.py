@@ -27,7 +27,7 @@ from qcqp_prune.importance import Calibrated, Importance, Magnitude
 from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.program.rounds import Rounds
-from qcqp_prune.recovery import Recovery, measure
+from qcqp_prune.recovery import Recovery, measure, require_usable
 from qcqp_prune.report import PruneReport, budget_lines, layer_rows, other_parameters
 from qcqp_prune.solve.backend import Backend, get_backend
 from qcqp_prune.solve.options import SolveOptions
@@ -131,6 +131,7 @@ def prune(
     watch.traced(graph)
     with clock("score"):
         problem = unscored(graph, budgets, resources)
+        require_usable(model, recovery, rounds)
         if training is None:
             with nullcontext() if recovery.train is None else placed(model, recovery.recipe(model).device):
                 problem = problem.with_objective(scores(model, graph))

@@ -15,6 +15,7 @@ from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, TraceError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.masks import Masks
+from qcqp_prune.graph.state import buffers_kept
 from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.report import Accuracy
 from qcqp_prune.train import (
@@ -25,7 +26,7 @@ from qcqp_prune.train import (
     recalibrate_batch_norm,
     reconstruct,
 )
-from qcqp_prune.train.batches import Loader
+from qcqp_prune.train.batches import Loader, first_batch
 from qcqp_prune.train.modes import random_state_kept
 from qcqp_prune.watch import Clock, Watcher
 
@@ -198,6 +199,19 @@ def _repaired(
         seed_epoch(recovery.train, config.seed, epoch)
         norms = recalibrate_batch_norm(small, recovery.train, batches=recovery.batches, device=config.device)
     return f"{len(norms.layers)} batch norms on {norms.samples:,} samples{hindrance}" if norms.layers else ""
+
+
+def require_usable(model: nn.Module, recovery: Recovery, rounds: Rounds) -> None:
+    """Put one batch through the dense network and its loss wherever it is to be trained or measured later.
+
+    Raises:
+        QcqpPruneError: what ``finetune`` and ``evaluate`` raise on it.
+    """
+    trains = recovery.epochs or (rounds.count > 1 and rounds.epochs)
+    for loader in (recovery.validation, recovery.train if trains else None):
+        if loader is not None:
+            with buffers_kept(model):
+                evaluate(model, first_batch(loader), device=recovery.recipe(model).device)
 
 
 def measure(

@@ -200,6 +200,38 @@ def test_what_can_be_refused_is_refused_before_accuracy_is_measured() -> None:
         )
 
 
+class Pair(nn.Module):
+    """Two outputs, of which nobody knows which are the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.net(x)
+        return y, y.square()
+
+
+@pytest.mark.parametrize("how", ["validation", "epochs", "rounds"])
+def test_what_cannot_be_trained_or_measured_is_refused_before_units_are_scored(how: str) -> None:
+    def unreached(_: nn.Module, __: qp.ChannelGraph) -> qp.PairwiseForm:
+        raise AssertionError("units were scored")
+
+    data = batches()
+    options = {
+        "validation": {"recovery": qp.Recovery(validation=data)},
+        "epochs": {"recovery": qp.Recovery(train=data, epochs=1)},
+        "rounds": {"recovery": qp.Recovery(train=data), "rounds": qp.Rounds(2, 1)},
+    }[how]
+    with pytest.raises(qp.InvalidOptionError, match="none called logits"):
+        qp.prune(Pair(), torch.zeros(1, 8), budgets="60%", importance=unreached, **options)
+
+
+def test_data_for_calibration_and_repair_alone_may_have_any_outputs() -> None:
+    _, report = qp.prune(Pair(), torch.zeros(1, 8), budgets="60%", recovery=qp.Recovery(train=batches()))
+    assert report.repair
+
+
 def test_importances_in_words() -> None:
     assert describe(qp.Magnitude("l2")) == "Magnitude(l2)"
     assert describe(qp.BatchNormScale()) == "BatchNormScale"

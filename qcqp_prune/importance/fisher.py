@@ -17,7 +17,9 @@ from qcqp_prune.graph.state import eval_mode, tensors_replaced
 from qcqp_prune.importance.gradients import (
     Batches,
     Loss,
+    cross_entropy,
     device_of,
+    loss_of,
     read_batches,
     require_finite,
     share,
@@ -48,11 +50,13 @@ class Fisher(Layerwise):
 
     Attributes:
         batches: pairs of (inputs, targets), samples along the first dimension of both; iterated once.
-        loss: ``loss(model(inputs), targets)``, called with one sample at a time; cross-entropy when None.
+        loss: ``loss(model(inputs), targets)``, called with one sample at a time; cross-entropy of the logits
+            among the outputs when None.
 
     Raises:
         InvalidOptionError: there is no batch, one is no pair of tensors, a layer's weight does not require a gradient,
-            or a batch norm has no running statistics, so that samples depend on each other.
+            the loss does not take what the network returns or gives no single number, or a batch norm has no running
+            statistics, so that samples depend on each other.
         InvalidScoreError: a gradient is NaN or infinite.
 
     References:
@@ -76,7 +80,7 @@ class Fisher(Layerwise):
             for n, w in weights.items()
         }
         count = 0
-        gradients = _Gradients(model, weights, self.loss or nn.functional.cross_entropy)
+        gradients = _Gradients(model, weights, self.loss or cross_entropy)
         with eval_mode(model), torch.enable_grad():
             for inputs, targets in read_batches(self.batches, device_of(model), "Fisher"):
                 for squares in gradients.squares(inputs, targets):
@@ -111,6 +115,9 @@ class _Gradients:
                 f"Fisher was given a batch of {len(inputs)} inputs and {len(targets)} targets: give one of each for "
                 "every sample"
             )
+        # Once outside of vmap, whose own errors look like those of a loss.
+        with torch.no_grad():
+            loss_of(self._loss, self._model(inputs[:1]), targets[:1], "Fisher")
         start = 0
         while start < len(inputs):
             stop = min(start + (self._chunk if self._together else 1), len(inputs))
@@ -130,7 +137,7 @@ class _Gradients:
 
         def value(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
             with tensors_replaced(self._model, lambda t: weights[own[id(t)]] if id(t) in own else t.detach()):
-                return self._loss(self._model(x[None]), y[None])
+                return self._loss(self._model(x[None]), y[None]).reshape(())
 
         weights = {name: w.detach() for name, w in self._weights.items()}
         with warnings.catch_warnings():
@@ -141,7 +148,7 @@ class _Gradients:
         return {name: g.double().square().sum(0) for name, g in found.items()}
 
     def _one(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        value = self._loss(self._model(inputs), targets)
+        value = loss_of(self._loss, self._model(inputs), targets, "Fisher")
         found = torch.autograd.grad(value, list(self._weights.values()), allow_unused=True)
         return {n: g.double().square() for n, g in zip(self._weights, found, strict=True) if g is not None}
 

@@ -60,12 +60,13 @@ class Taylor(Layerwise):
 
     Attributes:
         batches: pairs of (inputs, targets); iterated once.
-        loss: ``loss(model(inputs), targets)``; cross-entropy when None.
+        loss: ``loss(model(inputs), targets)``; cross-entropy of the logits among the outputs when None.
         form: ``weight`` or ``gate``.
 
     Raises:
         InvalidOptionError: there is no batch, one is no pair of tensors, a layer's weight does not require a gradient,
-            or gates are asked for where kernel columns are units.
+            the loss does not take what the network returns or gives no single number, or gates are asked for where
+            kernel columns are units.
         InvalidScoreError: a gradient is NaN or infinite.
 
     References:

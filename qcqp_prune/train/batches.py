@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qcqp_prune.errors import TrainingError
+from qcqp_prune.train.modes import random_state_kept
 
 Loader = Iterable[Any]
 """Anything that yields `(inputs, targets)`: inputs a tensor or a tuple of the model's arguments, targets (N,) int64."""
@@ -27,6 +30,26 @@ def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[tuple[Ten
             )
         inputs = batch[0] if isinstance(batch[0], tuple | list) else (batch[0],)
         yield tuple(_move(x, device) for x in inputs), _move(batch[1], device)
+
+
+def first_batch(loader: Loader) -> list[Any]:
+    """The first batch, or nothing where there is none; what is drawn later is drawn as if nobody had looked.
+
+    A copy of the loader is asked, so that one that counts its epochs counts none, and generators get their state back.
+    """
+    try:
+        seen = copy.copy(loader)
+    except TypeError:  # what is no Python all the way down may not be copied
+        seen = loader
+    owners = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    before = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
+    try:
+        with random_state_kept(torch.device("cpu")):
+            return list(islice(seen, 1))
+    finally:
+        for generator, state in before:
+            generator.set_state(state)
 
 
 def require_labels(targets: Tensor, logits: Tensor) -> None:

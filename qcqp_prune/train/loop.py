@@ -18,6 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.train.average import WeightAverage
 from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
@@ -56,7 +57,7 @@ def finetune(
     parameters are all frozen.
 
     Args:
-        model: maps inputs to logits (N, classes); changed in place.
+        model: maps inputs to logits (N, classes), alone or among other outputs (``logits_of``); changed in place.
         loader: yields `(inputs, targets)`, targets (N,) int64.
         epochs: passes over the loader, in the whole run.
         config: the recipe; `FinetuneConfig()` where None.
@@ -75,8 +76,8 @@ def finetune(
     Raises:
         TrainingError: nothing to train, nothing to train on, a target that is no class, a loss that is not finite, or a
             checkpoint of another run.
-        InvalidOptionError: `epochs` is not positive, distillation and teacher are not there together, or weights are
-            averaged under a regulariser.
+        InvalidOptionError: `epochs` is not positive, distillation and teacher are not there together, weights are
+            averaged under a regulariser, or nobody can tell which of several outputs are the logits.
     """
     config = FinetuneConfig() if config is None else config
     if epochs < 1:
@@ -193,14 +194,14 @@ def _step(
 ) -> Tensor:
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-        logits: Tensor = state.model(*inputs)
-    logits = logits.float()
+        outputs = state.model(*inputs)
+    logits = logits_of(outputs).float()
     require_labels(targets, logits)
     loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
     if state.teacher is not None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
             taught = state.teacher(*inputs)
-        learned = distillation_loss(logits, taught.float(), config.temperature)
+        learned = distillation_loss(logits, logits_of(taught).float(), config.temperature)
         loss = (1 - config.distillation) * loss + config.distillation * learned
     state.loss = loss.item()
     if not math.isfinite(state.loss):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -298,6 +299,53 @@ def test_one_epoch_of_the_recommended_recipe_trains(loader: Loader) -> None:
 def test_zero_epochs_are_refused() -> None:
     with pytest.raises(InvalidOptionError, match="epochs is 0"):
         finetune(small(), blobs(), epochs=0)
+
+
+class Answer:
+    """Like the outputs of transformers' models, which are no tensors and have no tensor's methods."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.loss, self.hidden, self.logits = None, logits * 2, logits
+
+
+class Returning(nn.Module):
+    """What `small` computes, in a container."""
+
+    def __init__(self, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.wrap = small(), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Answer,
+        lambda y: {"hidden": y * 2, "logits": y},
+        lambda y: (y,),
+        lambda y: {"out": y, "classes": y.argmax(1)},
+    ],
+    ids=["attribute", "key", "tuple", "one float"],
+)
+def test_logits_are_found_among_the_outputs(wrap: Callable[[Tensor], object]) -> None:
+    plain, wrapped = small(), Returning(wrap)
+    config = FinetuneConfig(lr=0.1, distillation=0.5)
+    mine = finetune(wrapped, blobs(), epochs=2, config=config, validation=blobs(), teacher=Returning(wrap))
+    theirs = finetune(plain, blobs(), epochs=2, config=config, validation=blobs(), teacher=small())
+    assert [replace(r, seconds=0) for r in mine.epochs] == [replace(r, seconds=0) for r in theirs.epochs]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), wrapped.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("wrap", [lambda y: (y * 2, y), lambda y: {"classes": y.argmax(1)}])
+def test_outputs_that_may_be_logits_or_not_are_refused(wrap: Callable[[Tensor], object]) -> None:
+    model = Returning(wrap)
+    for run in (finetune, evaluate):
+        with pytest.raises(
+            InvalidOptionError, match=r"tensors of floating numbers and none called logits: let"
+        ):
+            run(model, blobs())
 
 
 def test_an_unknown_device_is_refused() -> None:
