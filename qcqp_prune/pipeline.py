@@ -27,8 +27,8 @@ from qcqp_prune.importance import Calibrated, Importance, Magnitude
 from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.program.rounds import Rounds
-from qcqp_prune.recovery import Recovery, measure, require_usable
-from qcqp_prune.report import PruneReport, budget_lines, layer_rows, other_parameters
+from qcqp_prune.recovery import Recovery, measure, noted, require_usable
+from qcqp_prune.report import Accuracy, PruneReport, budget_lines, layer_rows, other_parameters
 from qcqp_prune.solve.backend import Backend, get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport
@@ -171,6 +171,8 @@ def prune(
     steps = Steps(scores, select, cut, identity)
     small, solved, done = prune_in_rounds(model, dense, problem, rounds, steps, recovery, watch, clock)
     flat, last = solved.masks.flat(graph), done[-1]
+    first = noted(Accuracy(), "dense", before, recovery)
+    first = noted(first, "regularised", regularised, recovery)
     report = PruneReport(
         model=graph.model,
         library=library_version(),
@@ -182,9 +184,10 @@ def prune(
         verification=last.verification,
         accuracy=replace(
             last.accuracy,
-            dense=None if before is None else before.accuracy,
-            regularised=None if regularised is None else regularised.accuracy,
-            samples=None if before is None else before.samples,
+            dense=first.dense,
+            regularised=first.regularised,
+            samples=first.samples,
+            losses={**first.losses, **last.accuracy.losses},
         ),
         training=last.training,
         seconds=clock.seconds,

@@ -16,6 +16,7 @@ from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, TraceError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.state import buffers_kept
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.report import Accuracy
 from qcqp_prune.train import (
@@ -27,6 +28,7 @@ from qcqp_prune.train import (
     reconstruct,
 )
 from qcqp_prune.train.batches import Loader, first_batch
+from qcqp_prune.train.loop import require_unsmoothed
 from qcqp_prune.train.modes import random_state_kept
 from qcqp_prune.watch import Clock, Watcher
 
@@ -51,6 +53,8 @@ class Recovery:
         config: the recipe of the finetuning; ``FinetuneConfig.recommended(model)`` where None. With ``distillation``
             the network that was handed in is the teacher.
         checkpoint: a file from which a killed finetuning goes on; beside it lies the selection that it is of.
+        loss: what is minimised in finetuning and measured beside the accuracy, ``loss(model(inputs), targets)``, a mean
+            over samples; cross-entropy where None.
 
     Raises:
         InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair.
@@ -64,6 +68,7 @@ class Recovery:
     epochs: int = 0
     config: FinetuneConfig | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -75,6 +80,9 @@ class Recovery:
             raise InvalidOptionError(
                 f"{self.epochs} epochs of finetuning and no train loader: give one, or epochs=0"
             )
+
+        if self.config is not None:
+            require_unsmoothed(self.config, self.loss)
 
     def recipe(self, model: nn.Module) -> FinetuneConfig:
         """The recipe for a network."""
@@ -144,7 +152,8 @@ def recover(
         first_epoch: epochs of finetuning that rounds before have had.
     """
     config = recovery.recipe(dense)
-    accuracy = Accuracy(pruned=_share(measure(small, recovery, config.device, watch, clock, "pruned")))
+    found = measure(small, recovery, config.device, watch, clock, "pruned")
+    accuracy = noted(Accuracy(), "pruned", found, recovery)
     if recovery.train is None:
         return Measured(accuracy, None)
     repaired = ""
@@ -153,7 +162,7 @@ def recover(
             repaired = _repaired(small, before, recovery, config, first_epoch)
         if repaired:
             found = measure(small, recovery, config.device, watch, clock, "repaired")
-            accuracy = replace(accuracy, repaired=_share(found))
+            accuracy = noted(accuracy, "repaired", found, recovery)
     if not recovery.epochs:
         return Measured(accuracy, None, repaired)
     with clock("finetune"):
@@ -164,10 +173,11 @@ def recover(
             config=config,
             checkpoint=recovery.checkpoint,
             teacher=dense if config.distillation else None,
+            loss=recovery.loss,
             first_epoch=first_epoch,
         )
     found = measure(small, recovery, config.device, watch, clock, "finetuned")
-    return Measured(replace(accuracy, finetuned=_share(found)), history.to_dict(), repaired)
+    return Measured(noted(accuracy, "finetuned", found, recovery), history.to_dict(), repaired)
 
 
 def _repaired(
@@ -211,20 +221,24 @@ def require_usable(model: nn.Module, recovery: Recovery, rounds: Rounds) -> None
     for loader in (recovery.validation, recovery.train if trains else None):
         if loader is not None:
             with buffers_kept(model):
-                evaluate(model, first_batch(loader), device=recovery.recipe(model).device)
+                evaluate(model, first_batch(loader), loss=recovery.loss, device=recovery.recipe(model).device)
 
 
 def measure(
     model: nn.Module, recovery: Recovery, device: str, watch: Watcher, clock: Clock, step: str
 ) -> Evaluation | None:
-    """Accuracy at one step, None without validation data."""
+    """Accuracy and loss at one step, None without validation data."""
     if recovery.validation is None:
         return None
     with clock("evaluate"):
-        result = evaluate(model, recovery.validation, device=device)
+        result = evaluate(model, recovery.validation, loss=recovery.loss, device=device)
     watch.evaluated(step, result)
     return result
 
 
-def _share(result: Evaluation | None) -> float | None:
-    return None if result is None else result.accuracy
+def noted(accuracy: Accuracy, step: str, found: Evaluation | None, recovery: Recovery) -> Accuracy:
+    """With what was found at a step, which is nothing without validation data; the loss where one was given."""
+    if found is None:
+        return accuracy
+    losses = accuracy.losses if recovery.loss is None else {**accuracy.losses, step: found.loss}
+    return replace(accuracy, losses=losses, samples=found.samples, **{step: found.accuracy})

@@ -5,17 +5,21 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from rich.console import Console
 from torch import nn
 
 import qcqp_prune as qp
 from qcqp_prune import errors
 from qcqp_prune.pipeline import describe
+from qcqp_prune.report.terminal import report_view
 from qcqp_prune.watch import Watcher
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -124,6 +128,27 @@ def test_with_data_accuracy_is_measured_at_each_step() -> None:
         "repair",
         "finetune",
     ]
+
+
+def test_a_regression_is_pruned_trained_and_measured_by_its_loss() -> None:
+    data = [(x, torch.stack([x.sum(1), x[:, 0]], 1)) for x, _ in batches()]
+    recovery = qp.Recovery(validation=data, train=data, epochs=3, loss=F.mse_loss)
+    dense = model()
+    small, report = qp.prune(dense, torch.zeros(1, 8), budgets="60%", recovery=recovery)
+    accuracy = report.accuracy
+    assert list(accuracy.losses) == ["dense", "pruned", "repaired", "finetuned"]
+    assert accuracy.losses["dense"] == qp.evaluate(dense, data, loss=F.mse_loss).loss
+    assert accuracy.losses["finetuned"] == qp.evaluate(small, data, loss=F.mse_loss).loss
+    assert accuracy.losses["finetuned"] < accuracy.losses["repaired"]
+    assert (accuracy.dense, accuracy.finetuned, accuracy.samples) == (None, None, 128)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report_view(report))
+    text = console.export_text()
+    assert "loss on 128 samples" in text
+    assert f"{accuracy.losses['finetuned']:.4g}" in text
+    assert qp.PruneReport.from_json(report.to_json()).accuracy == accuracy
+    with pytest.raises(qp.InvalidOptionError, match="label_smoothing"):
+        qp.Recovery(loss=F.mse_loss, config=qp.FinetuneConfig(label_smoothing=0.1))
 
 
 def test_a_repair_is_what_was_asked_for() -> None:

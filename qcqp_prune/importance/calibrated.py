@@ -18,8 +18,9 @@ from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.cuts import Cut
-from qcqp_prune.importance.gradients import Loss, device_of
+from qcqp_prune.importance.gradients import device_of
 from qcqp_prune.importance.layerwise import weight_tensors
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.importance.output_error import output_error
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
 from qcqp_prune.importance.samples import first, samples_of

@@ -16,10 +16,7 @@ from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.state import eval_mode, tensors_replaced
 from qcqp_prune.importance.gradients import (
     Batches,
-    Loss,
-    cross_entropy,
     device_of,
-    loss_of,
     read_batches,
     require_finite,
     share,
@@ -28,6 +25,7 @@ from qcqp_prune.importance.gradients import (
     weight_names,
 )
 from qcqp_prune.importance.layerwise import Layerwise, ScoreOf, columns_of, pair_scores, weight_tensors
+from qcqp_prune.importance.losses import Loss, cross_entropy, loss_of
 from qcqp_prune.program.coefficients import FloatArray
 
 logger = logging.getLogger(__name__)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from qcqp_prune.errors import InvalidOptionError, InvalidScoreError, QcqpPruneError
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph, Layer
-from qcqp_prune.graph.outputs import logits_of, said
 from qcqp_prune.graph.state import eval_mode
+from qcqp_prune.importance.losses import Loss, cross_entropy, loss_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Pairs of (inputs, targets), gone through once each time an importance is computed."""
-Loss = Callable[[Any, Any], Tensor]
 
 
 def read_batches(batches: Batches, device: torch.device, who: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -39,35 +37,6 @@ def read_batches(batches: Batches, device: torch.device, who: str) -> Iterator[t
         raise InvalidOptionError(
             f"{who} was given no batch: pass a loader with at least one (one-shot iterators run dry)"
         )
-
-
-def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """The loss where none is given: of the logits among what the network returns."""
-    return nn.functional.cross_entropy(logits_of(outputs), targets)
-
-
-def loss_of(loss: Loss, outputs: Any, targets: Tensor, who: str) -> Tensor:
-    """One number that a loss gives, as a scalar tensor.
-
-    Raises:
-        InvalidOptionError: the loss does not take what the network returns and the targets, or gives no single number.
-    """
-    name = getattr(loss, "__name__", type(loss).__name__)
-    try:
-        value: Any = loss(outputs, targets)
-    except QcqpPruneError:
-        raise
-    except (TypeError, AttributeError, LookupError, ValueError, RuntimeError) as error:
-        raise InvalidOptionError(
-            f"{who}: the loss {name} does not take {said(outputs)} and targets of shape {tuple(targets.shape)} "
-            f"({type(error).__name__}: {error}): give loss=f, f(outputs, targets) the mean over samples"
-        ) from error
-    value = torch.tensor(float(value)) if isinstance(value, int | float) else value
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise InvalidOptionError(
-            f"{who}: the loss {name} returns {said(value)}: give one that returns a single number, a mean over samples"
-        )
-    return value.reshape(())
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -18,7 +18,6 @@ from qcqp_prune.graph.observe import Observed, norm_after
 from qcqp_prune.graph.walk import argument
 from qcqp_prune.importance.gradients import (
     Batches,
-    Loss,
     batch_gradients,
     device_of,
     read_batches,
@@ -40,6 +39,7 @@ from qcqp_prune.importance.layerwise import (
     pair_scores,
     weight_tensors,
 )
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.program.coefficients import FloatArray
 
 

@@ -21,7 +21,7 @@ from qcqp_prune.graph.observe import Observed, Steps
 from qcqp_prune.graph.outputs import floats
 from qcqp_prune.graph.walk import additions
 from qcqp_prune.importance.cuts import Cut, at_zero
-from qcqp_prune.importance.gradients import Loss, loss_of
+from qcqp_prune.importance.losses import Loss, loss_of
 from qcqp_prune.importance.output_error import Harm, output_error
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcqp_prune.errors import TrainingError
+from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.train.modes import random_state_kept
 
 Loader = Iterable[Any]
-"""Anything that yields `(inputs, targets)`: inputs a tensor or a tuple of the model's arguments, targets (N,) int64."""
+"""Anything that yields `(inputs, targets)`: inputs a tensor or a tuple of the model's arguments, targets (N,) int64,
+or whatever a loss of one's own takes."""
 
 
 def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
@@ -58,19 +60,41 @@ def require_labels(targets: Tensor, logits: Tensor) -> None:
     Raises:
         TrainingError: a target is no whole number from 0 to classes - 1, or there is not one for each sample.
     """
+    hindrance = _no_labels(targets, logits)
+    if hindrance:
+        raise TrainingError(hindrance)
+
+
+def right_among(outputs: Any, targets: Tensor) -> int | None:
+    """How many targets are the class with the highest logit; None where outputs and targets are of no classes."""
+    try:
+        logits = logits_of(outputs)
+    except InvalidOptionError:
+        return None
+    if _no_labels(targets, logits) or logits.shape[1] < 2:
+        return None
+    return int((logits.argmax(dim=1) == targets).sum())
+
+
+def _no_labels(targets: Tensor, logits: Tensor) -> str:
+    """Why targets name no class of the network; empty where they do."""
     if logits.ndim < 2 or targets.shape != (*logits.shape[:1], *logits.shape[2:]):
-        raise TrainingError(
+        return (
             f"The network gives outputs of shape {tuple(logits.shape)} for targets of shape {tuple(targets.shape)}. "
-            "Give logits (N, classes) and targets (N,)."
+            "Give logits (N, classes) and targets (N,), or a loss of your own: loss=torch.nn.functional.mse_loss."
         )
     if targets.dtype not in (torch.int64, torch.uint8):
-        raise TrainingError(f"The targets are {targets.dtype}. Give class numbers as int64: targets.long().")
+        return (
+            f"The targets are {targets.dtype}. Give class numbers as int64: targets.long(); or a loss of your own: "
+            "loss=torch.nn.functional.mse_loss."
+        )
     if targets.numel() and not (int(targets.min()) >= 0 and int(targets.max()) < logits.shape[1]):
         wrong = targets[(targets < 0) | (targets >= logits.shape[1])][0]
-        raise TrainingError(
+        return (
             f"The loader yields the target {int(wrong)}, and the network has {logits.shape[1]} classes. "
             "Number the classes from 0, or give the network as many outputs as there are."
         )
+    return ""
 
 
 def length_of(loader: Loader) -> int | None:
