@@ -38,7 +38,7 @@ class Activation(Layerwise):
         statistic: ``mean``, ``apoz`` or ``std``.
 
     Raises:
-        InvalidOptionError: there is no batch, one is no pair of tensors, or a unit that may go is read by no layer with
+        InvalidOptionError: there is no batch, one is no such pair, or a unit that may go is read by no layer with
             a weight of its own (by a recurrent layer, a sum that is shared freely, or as kernel columns).
         InvalidScoreError: a value is NaN or infinite.
 
@@ -74,8 +74,8 @@ class Activation(Layerwise):
 
         observed = Observed(model, graph)
         with torch.no_grad():
-            for inputs, _ in read_batches(self.batches, device_of(model), "Activation"):
-                observed.run(inputs, see)
+            for call, _ in read_batches(self.batches, device_of(model), "Activation"):
+                observed.run(call, see)
         found = {}
         for k, sum_ in sums.items():
             layer = graph.layers[k]

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.batches import PAIRS, arguments, is_pair, shown
 from qcqp_prune.graph.channels import ChannelGraph
 
 HELD = 2**31
@@ -35,7 +36,7 @@ def samples_of(
     largest layer fit four times into two gigabytes.
 
     Args:
-        batches: pairs of (inputs, targets), inputs a tensor or a tuple of the model's arguments; iterated once.
+        batches: pairs of (inputs, targets), inputs as for ``arguments``; iterated once.
         graph: of the network that they are for.
         samples: how many.
         device: where they are put.
@@ -57,16 +58,13 @@ def samples_of(
     )
     samples = max(1, min(samples, HELD // (_ALIVE * max(largest, 1))))
     for batch in _from_start(batches, seed):
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            raise InvalidOptionError(
-                f"{who} was given a {type(batch).__name__} as a batch: give a loader of pairs (inputs, targets)"
-            )
+        if not is_pair(batch):
+            raise InvalidOptionError(f"{who} was given {shown(batch)} as a batch: give a loader of {PAIRS}")
         if targets and len(batch[1]) != len(targets[0]):
             continue  # a smaller last one
         if targets and (len(targets) + 1) * len(targets[0]) > samples:
             break
-        leaves = batch[0] if isinstance(batch[0], tuple | list) else (batch[0],)
-        inputs.append((tuple(x.to(device) if isinstance(x, Tensor) else x for x in leaves), {}))
+        inputs.append(arguments(batch[0], device))
         targets.append(batch[1].to(device))
     if not inputs:
         raise InvalidOptionError(

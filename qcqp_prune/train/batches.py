@@ -11,27 +11,25 @@ import torch
 from torch import Tensor
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, shown
 from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.train.modes import random_state_kept
 
 Loader = Iterable[Any]
-"""Anything that yields `(inputs, targets)`: inputs a tensor or a tuple of the model's arguments, targets (N,) int64,
-or whatever a loss of one's own takes."""
+"""Anything that yields `(inputs, targets)`: inputs a tensor, a tuple of the model's arguments or a dict of its keyword
+arguments; targets (N,) int64, or whatever tensor a loss of one's own takes."""
 
 
-def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[Call, Tensor]]:
     """Yield `(arguments, targets)` on `device`.
 
     Raises:
         TrainingError: a batch is not a pair of inputs and targets.
     """
     for batch in loader:
-        if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[1], Tensor):
-            raise TrainingError(
-                f"The loader yields {_describe(batch)}. Give one that yields pairs (inputs, targets), targets a tensor."
-            )
-        inputs = batch[0] if isinstance(batch[0], tuple | list) else (batch[0],)
-        yield tuple(_move(x, device) for x in inputs), _move(batch[1], device)
+        if not is_pair(batch):
+            raise TrainingError(f"The loader yields {shown(batch)}. Give one that yields {PAIRS}.")
+        yield arguments(batch[0], device, non_blocking=True), batch[1].to(device, non_blocking=True)
 
 
 def first_batch(loader: Loader) -> list[Any]:
@@ -105,15 +103,3 @@ def length_of(loader: Loader) -> int | None:
         return len(loader)
     except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
         return None
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-
-def _describe(batch: object) -> str:
-    if isinstance(batch, tuple | list):
-        return (
-            f"a {type(batch).__name__} of {len(batch)} ({', '.join(type(part).__name__ for part in batch)})"
-        )
-    return f"a {type(batch).__name__}"

@@ -51,8 +51,8 @@ def evaluate(
     total, samples = 0.0, 0
     with modes_kept(model), placed(model, device) as where, torch.no_grad():
         model.eval()
-        for inputs, targets in batches_of(loader, where):
-            outputs = model(*inputs)
+        for (args, kwargs), targets in batches_of(loader, where):
+            outputs = model(*args, **kwargs)
             if loss is None:
                 logits = logits_of(outputs).float()
                 require_labels(targets, logits)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.graph.batches import Call
 from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.importance.losses import Loss, loss_of
 from qcqp_prune.train.average import WeightAverage
@@ -157,13 +158,13 @@ def _epoch(
         callback.on_epoch_start(state)
     loss_sum, penalty_sum, samples, lr = 0.0, 0.0, 0, 0.0
     right: int | None = 0
-    for batch, (inputs, targets) in enumerate(batches_of(loader, device)):
+    for batch, (call, targets) in enumerate(batches_of(loader, device)):
         state.batch = batch
         share, step = (batch / state.batches, 1 / state.batches) if state.batches else (0.0, 1.0)
         lr = config.learning_rate(state.epoch + min(share, 1.0), state.epochs, step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        found = _step(state, inputs, targets, config, device)
+        found = _step(state, call, targets, config, device)
         loss_sum += state.loss * len(targets)
         penalty_sum += state.penalty * len(targets)
         right = None if right is None or found is None else right + found
@@ -201,15 +202,16 @@ def _epoch(
 
 def _step(
     state: TrainingState,
-    inputs: tuple[Tensor, ...],
+    call: Call,
     targets: Tensor,
     config: FinetuneConfig,
     device: torch.device,
 ) -> int | None:
     """Take a step; how many samples were classified right before it, None where the targets are no classes."""
+    args, kwargs = call
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-        outputs = state.model(*inputs)
+        outputs = state.model(*args, **kwargs)
     if state.criterion is None:
         outputs = logits_of(outputs).float()
         require_labels(targets, outputs)
@@ -221,7 +223,7 @@ def _step(
         loss = loss_of(state.criterion, outputs, targets, "finetune")
     if state.teacher is not None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            taught = state.teacher(*inputs)
+            taught = state.teacher(*args, **kwargs)
         taught = logits_of(taught).float()
         learned = distillation_loss(logits_of(outputs).float(), taught, config.temperature)
         loss = (1 - config.distillation) * loss + config.distillation * learned
