@@ -58,7 +58,7 @@ class Training:
             given for PSP, or labels are smoothed for a loss of one's own.
     """
 
-    loader: Loader
+    loader: Loader = field(repr=False)
     epochs: int
     method: SPRConfig | PSPConfig = field(default_factory=lambda: SPRConfig(structure="units"))
     control: Control | None = field(default_factory=Control)

@@ -107,6 +107,7 @@ def prune(
     watch = watch or Watcher()
     clock = Clock(watch)
     recovery, rounds = recovery or Recovery(), rounds or Rounds(1, 0)
+    unused = recovery.unused(model, rounds)
     scores = importance or (Magnitude() if recovery.train is None else Calibrated(recovery.train))
     require_importance(scores)
     _require_consistent(budgets, training, recovery)
@@ -191,7 +192,7 @@ def prune(
         ),
         training=last.training,
         seconds=clock.seconds,
-        notes=(*(f"{note.where}: {note.text}" for note in graph.notes), *unfinished(trained)),
+        notes=(*(f"{note.where}: {note.text}" for note in graph.notes), *unfinished(trained), *unused),
         regularised=None if trained is None else trained.record,
         rounds=tuple(done) if rounds.count > 1 else (),
         repair=last.repair,

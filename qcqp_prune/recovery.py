@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,7 +43,8 @@ class Recovery:
     """What is measured, and done after cutting, with data.
 
     Attributes:
-        validation: loader on which accuracy is measured at each step; None measures nothing.
+        validation: loader on which accuracy is measured at each step; None measures nothing. Like ``train`` it is gone
+            through several times, so an iterator, which runs dry, is refused.
         train: loader for the default importance, repair and finetuning, gone through by each; None does without.
         repair: what is done after cutting: ``reconstruct`` refits layers by least squares, ``means`` corrects means
             (both ``qcqp_prune.reconstruct``), ``batch_norm`` gives batch norms their statistics anew
@@ -57,11 +59,12 @@ class Recovery:
             over samples; cross-entropy where None.
 
     Raises:
-        InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair.
+        InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair; samples
+            or batches is not positive; a loader is an iterator; labels are smoothed for a loss of one's own.
     """
 
-    validation: Loader | None = None
-    train: Loader | None = None
+    validation: Loader | None = field(default=None, repr=False)
+    train: Loader | None = field(default=None, repr=False)
     repair: Repair | None = "reconstruct"
     samples: int = 2_500
     batches: int | None = None
@@ -73,6 +76,17 @@ class Recovery:
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise InvalidOptionError(f"epochs is {self.epochs}: give a number from 0 up")
+        for name in ("samples", "batches"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                rest = ", or None for all" if name == "batches" else ""
+                raise InvalidOptionError(f"{name} is {count}: give a positive number{rest}")
+        for name in ("validation", "train"):
+            if isinstance(getattr(self, name), Iterator):
+                raise InvalidOptionError(
+                    f"{name} is a {type(getattr(self, name)).__name__}, which can be gone through once only, and "
+                    "several steps need it: give the loader itself, or a list of its batches"
+                )
         if self.repair is not None and self.repair not in get_args(Repair):
             known = ", ".join(get_args(Repair))
             raise InvalidOptionError(f"repair is {self.repair!r}: choose from {known}, or None")
@@ -93,9 +107,22 @@ class Recovery:
         if not self.epochs and not (rounds.count > 1 and rounds.epochs):
             return ""
         recipe, advised = self.recipe(model), FinetuneConfig.recommended(model)
-        same = replace(advised, seed=recipe.seed, device=recipe.device, progress=recipe.progress) == recipe
+        same = _alike(recipe, advised)
         whose = f"the recipe recommended for {type(model).__name__}" if same else "a given recipe"
         return f"{whose}: {recipe.describe()}"
+
+    def unused(self, model: nn.Module, rounds: Rounds) -> tuple[str, ...]:
+        """What was given for a finetuning that is not asked for, a sentence for each."""
+        if self.epochs or (rounds.count > 1 and rounds.epochs):
+            return ()
+        found = []
+        if self.config is not None:
+            plain = (FinetuneConfig(), FinetuneConfig.recommended(model))
+            if not any(_alike(self.config, other) for other in plain):
+                found.append("nothing is finetuned, as epochs is 0: of the recipe only seed and device count")
+        if self.checkpoint is not None and self.selection_file(1, rounds) is None:
+            found.append(f"nothing is finetuned, as epochs is 0: {os.fspath(self.checkpoint)} is not written")
+        return tuple(found)
 
     def after_round(self, number: int, rounds: Rounds) -> Recovery:
         """What follows one of several cuts, counted from 1; all but the last have files of their own."""
@@ -110,6 +137,11 @@ class Recovery:
             return None
         which = "selection" if rounds.count == 1 else f"round{number}"
         return Path(f"{os.fspath(self.checkpoint)}.{which}.json")
+
+
+def _alike(recipe: FinetuneConfig, other: FinetuneConfig) -> bool:
+    """Whether two recipes differ at most in what is no part of a recipe."""
+    return recipe == replace(other, seed=recipe.seed, device=recipe.device, progress=recipe.progress)
 
 
 @dataclass(frozen=True)
@@ -214,9 +246,13 @@ def _repaired(
 def require_usable(model: nn.Module, recovery: Recovery, rounds: Rounds) -> None:
     """Put one batch through the dense network and its loss wherever it is to be trained or measured later.
 
+    What was given for nothing is said as well.
+
     Raises:
         QcqpPruneError: what ``finetune`` and ``evaluate`` raise on it.
     """
+    for note in recovery.unused(model, rounds):
+        logger.warning("%s", note)
     trains = recovery.epochs or (rounds.count > 1 and rounds.epochs)
     for loader in (recovery.validation, recovery.train if trains else None):
         if loader is not None:

@@ -8,6 +8,8 @@ import inspect
 import io
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import qcqp_prune as qp
 from qcqp_prune import errors
@@ -188,6 +191,59 @@ def test_the_default_objective_looks_at_data_where_there_is_some() -> None:
 def test_finetuning_without_data_is_refused() -> None:
     with pytest.raises(qp.InvalidOptionError, match="no train loader"):
         qp.Recovery(epochs=3)
+
+
+@pytest.mark.parametrize("where", ["train", "validation"])
+@pytest.mark.parametrize("make", [iter, lambda data: (b for b in data)])
+def test_loaders_that_run_dry_are_refused(where: str, make: Callable[[object], object]) -> None:
+    data = batches()
+    with pytest.raises(
+        qp.InvalidOptionError, match=rf"{where} is a .*once only.*: give the loader itself, or a list"
+    ):
+        qp.Recovery(**{where: make(data)})
+    state = torch.get_rng_state()
+    qp.Recovery(**{where: DataLoader(TensorDataset(torch.zeros(4, 8)))})  # is not iterated to find out
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"samples": -1}, {"batches": 0}])
+def test_numbers_of_a_recovery_are_positive(options: dict[str, int]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(qp.InvalidOptionError, match=f"{name} is {value}: give a positive number"):
+        qp.Recovery(train=batches(), **options)
+
+
+def test_a_recovery_does_not_print_its_data() -> None:
+    data = batches()
+    things = (
+        qp.Recovery(train=data, validation=data),
+        qp.Taylor(data),
+        qp.Fisher(data),
+        qp.Training(data, 1),
+    )
+    assert not any("tensor" in repr(thing) for thing in things)
+
+
+def test_what_is_given_for_no_finetuning_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe, file = qp.FinetuneConfig(ema=0.9), tmp_path / "run"
+    given = qp.Recovery(train=batches(), repair=None, config=recipe, checkpoint=file)
+    _, report = qp.prune(model(), torch.zeros(1, 8), budgets="60%", importance=qp.Magnitude(), recovery=given)
+    said = [note for note in report.notes if "epochs is 0" in note]
+    assert [note.partition("epochs is 0: ")[2] for note in said] == [
+        "of the recipe only seed and device count",
+        f"{file} is not written",
+    ]
+    assert all(note in caplog.text for note in said)
+    assert not file.exists()
+    once, rounds = qp.Rounds(1, 0), qp.Rounds(2, 1)
+    dense = model()
+    assert given.unused(dense, rounds) == ()
+    assert replace(given, epochs=1).unused(dense, once) == ()
+    assert (
+        replace(given, config=qp.FinetuneConfig(device="cpu", seed=3), checkpoint=None).unused(dense, once)
+        == ()
+    )
+    assert given.unused(dense, qp.Rounds(2, 0)) == (said[0],)  # the selections of rounds lie beside the file
 
 
 def test_the_caller_hears_of_the_solvers_progress_too() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -47,7 +47,7 @@ class Activation(Layerwise):
         neural networks for resource efficient inference" (ICLR 2017), for mean and standard deviation.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     statistic: Statistic = "mean"
 
     unit: ClassVar[str] = "activation"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -64,7 +64,7 @@ class Fisher(Layerwise):
         gaze prediction with dense networks and Fisher pruning" (arXiv:1801.05787), for the Fisher information.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     loss: Loss | None = None
 
     unit: ClassVar[str] = "loss"

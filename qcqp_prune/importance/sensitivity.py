@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -44,7 +44,7 @@ class NeuronSensitivity(Layerwise):
         networks" (IEEE TNNLS 2022), the definition of S and its lower bound; eq. 5.2 and 5.8 of the thesis.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     bound: Bound = "exact"
 
     unit: ClassVar[str] = "output per activation"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -75,7 +75,7 @@ class Taylor(Layerwise):
         weights and of gates (eq. 9 and after), in absolute value; ``weight`` takes a kernel for a group.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     loss: Loss | None = None
     form: Literal["weight", "gate"] = "weight"
 
