@@ -238,18 +238,25 @@ def _require_gradual(
 
 
 def describe(importance: Importance) -> str:
-    """An importance in words: its name, and the words, numbers and importances that it was made with."""
+    """An importance in words: its name, and what it was made with.
+
+    Words and importances stand as they are; numbers, functions and what is not the default of a list have names.
+    """
     name = getattr(importance, "__name__", type(importance).__name__)
     if hasattr(importance, "variant"):
         return f"{name}({importance.variant})"
-    parts = []
+    words, named = [], []
     for part in (f for f in fields(importance) if f.repr) if is_dataclass(importance) else ():
         value = getattr(importance, part.name)
         if part.name == "importance":
-            parts.append(describe(value))
-        elif isinstance(value, str | int | float):
-            parts.append(str(value))
-    return f"{name}({', '.join(parts)})" if parts else name
+            words.append(describe(value))
+        elif isinstance(value, str):
+            words.append(value)
+        elif isinstance(value, int | float) or (isinstance(value, tuple) and value != part.default):
+            named.append(f"{part.name}={value}")
+        elif callable(value):
+            named.append(f"{part.name}={getattr(value, '__name__', type(value).__name__)}")
+    return f"{name}({', '.join(words + named)})" if words or named else name
 
 
 def _watched(options: SolveOptions, watch: Watcher) -> SolveOptions:

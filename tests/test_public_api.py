@@ -318,6 +318,15 @@ def test_importances_in_words() -> None:
     assert describe(qp.BatchNormScale()) == "BatchNormScale"
 
 
+def test_importances_of_different_objectives_are_told_apart() -> None:
+    assert describe(qp.Calibrated([])) == "Calibrated"
+    assert describe(qp.Calibrated([], loss=F.cross_entropy)) == "Calibrated(loss=cross_entropy)"
+    assert describe(qp.Calibrated([], ratios=(0.5,))) == "Calibrated(ratios=(0.5,))"
+    assert describe(qp.Taylor([], F.mse_loss, "gate")) == "Taylor(gate, loss=mse_loss)"
+    assert describe(qp.Fisher((1, 2), nn.MSELoss())) == "Fisher(loss=MSELoss)"  # data are never shown
+    assert describe(qp.OutputChange([], centred=True)) == "OutputChange(samples=2500, centred=True, seed=0)"
+
+
 def test_the_example_runs() -> None:
     command = [sys.executable, str(EXAMPLES / "custom_model.py")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
