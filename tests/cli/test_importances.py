@@ -80,6 +80,12 @@ def test_what_is_made_of_an_importance(run, net: Path, tmp_path: Path) -> None:
     assert parse_importance("random:5") == ImportanceSection("random", seed=5)
 
 
+@pytest.mark.parametrize(("data", "name"), [("", "magnitude"), ('[data]\nname = "digits"\n', "calibrated")])
+def test_a_table_without_a_name_is_of_the_default(data: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(HEAD + "concave = 0.5\n" + data)
+    assert read_config(tmp_path / "job.toml").importance == ImportanceSection(name, concave=0.5)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -89,6 +95,7 @@ def test_what_is_made_of_an_importance(run, net: Path, tmp_path: Path) -> None:
         ('name = "magnitude"\nnormalise = "filter"', "importance.normalise"),
         ('name = "magnitude"\nconcave = 2', "give a power from 0"),
         ('name = "taylor"\nbatches = 0', "give at least 1"),
+        ('variant = "l2"', "calibrated:l2: leave the variant out"),
     ],
 )
 def test_refusals(tmp_path: Path, lines: str, message: str) -> None:
