@@ -12,6 +12,7 @@ from torch import nn
 from qcqp_prune.analyse import RelaxedMasks
 from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.program.forms import PairwiseForm
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource
 from qcqp_prune.program.relaxed import marginal_prices, rounding_worth
@@ -28,6 +29,7 @@ from qcqp_prune.train import (
 )
 from qcqp_prune.train.batches import Loader
 from qcqp_prune.train.entities import by_unit
+from qcqp_prune.train.loop import require_unsmoothed
 from qcqp_prune.train.spr import Bounds
 
 _UNFINISHED = 0.05
@@ -49,13 +51,14 @@ class Training:
         layers: names or globs of the layers that are regularised; the method's own choice where None.
         config: the recipe. With ``distillation`` the network that was handed in is the teacher.
         checkpoint: a file from which a killed training goes on.
+        loss: as for ``finetune``.
 
     Raises:
-        InvalidOptionError: epochs is not positive, weights are averaged, structures of PSP are no units, or bounds are
-            given for PSP.
+        InvalidOptionError: epochs is not positive, weights are averaged, structures of PSP are no units, bounds are
+            given for PSP, or labels are smoothed for a loss of one's own.
     """
 
-    loader: Loader
+    loader: Loader = field(repr=False)
     epochs: int
     method: SPRConfig | PSPConfig = field(default_factory=lambda: SPRConfig(structure="units"))
     control: Control | None = field(default_factory=Control)
@@ -63,10 +66,12 @@ class Training:
     layers: Sequence[str] | None = None
     config: FinetuneConfig = field(default_factory=FinetuneConfig)
     checkpoint: str | os.PathLike[str] | None = None
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InvalidOptionError(f"epochs is {self.epochs}: give a positive number")
+        require_unsmoothed(self.config, self.loss)
         if self.config.ema:
             raise InvalidOptionError(
                 f"ema is {self.config.ema}: in an average nothing has vanished; average in the finetuning after the cut"
@@ -143,6 +148,7 @@ def train_regularised(
         checkpoint=training.checkpoint,
         regularizer=method if control is None else control,
         teacher=teacher if training.config.distillation else None,
+        loss=training.loss,
     )
     own = by_unit(graph, method.unit_of, method.indicators())
     values = own if control is None else control.presence()

@@ -27,8 +27,8 @@ from qcqp_prune.importance import Calibrated, Importance, Magnitude
 from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources
 from qcqp_prune.program.rounds import Rounds
-from qcqp_prune.recovery import Recovery, measure
-from qcqp_prune.report import PruneReport, budget_lines, layer_rows, other_parameters
+from qcqp_prune.recovery import Recovery, measure, noted, require_usable
+from qcqp_prune.report import Accuracy, PruneReport, budget_lines, layer_rows, other_parameters
 from qcqp_prune.solve.backend import Backend, get_backend
 from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.solve.report import SolveReport
@@ -107,6 +107,7 @@ def prune(
     watch = watch or Watcher()
     clock = Clock(watch)
     recovery, rounds = recovery or Recovery(), rounds or Rounds(1, 0)
+    unused = recovery.unused(model, rounds)
     scores = importance or (Magnitude() if recovery.train is None else Calibrated(recovery.train))
     require_importance(scores)
     _require_consistent(budgets, training, recovery)
@@ -131,6 +132,7 @@ def prune(
     watch.traced(graph)
     with clock("score"):
         problem = unscored(graph, budgets, resources)
+        require_usable(model, recovery, rounds)
         if training is None:
             with nullcontext() if recovery.train is None else placed(model, recovery.recipe(model).device):
                 problem = problem.with_objective(scores(model, graph))
@@ -170,6 +172,8 @@ def prune(
     steps = Steps(scores, select, cut, identity)
     small, solved, done = prune_in_rounds(model, dense, problem, rounds, steps, recovery, watch, clock)
     flat, last = solved.masks.flat(graph), done[-1]
+    first = noted(Accuracy(), "dense", before, recovery)
+    first = noted(first, "regularised", regularised, recovery)
     report = PruneReport(
         model=graph.model,
         library=library_version(),
@@ -181,13 +185,14 @@ def prune(
         verification=last.verification,
         accuracy=replace(
             last.accuracy,
-            dense=None if before is None else before.accuracy,
-            regularised=None if regularised is None else regularised.accuracy,
-            samples=None if before is None else before.samples,
+            dense=first.dense,
+            regularised=first.regularised,
+            samples=first.samples,
+            losses={**first.losses, **last.accuracy.losses},
         ),
         training=last.training,
         seconds=clock.seconds,
-        notes=(*(f"{note.where}: {note.text}" for note in graph.notes), *unfinished(trained)),
+        notes=(*(f"{note.where}: {note.text}" for note in graph.notes), *unfinished(trained), *unused),
         regularised=None if trained is None else trained.record,
         rounds=tuple(done) if rounds.count > 1 else (),
         repair=last.repair,
@@ -233,18 +238,25 @@ def _require_gradual(
 
 
 def describe(importance: Importance) -> str:
-    """An importance in words: its name, and the words, numbers and importances that it was made with."""
+    """An importance in words: its name, and what it was made with.
+
+    Words and importances stand as they are; numbers, functions and what is not the default of a list have names.
+    """
     name = getattr(importance, "__name__", type(importance).__name__)
     if hasattr(importance, "variant"):
         return f"{name}({importance.variant})"
-    parts = []
+    words, named = [], []
     for part in (f for f in fields(importance) if f.repr) if is_dataclass(importance) else ():
         value = getattr(importance, part.name)
         if part.name == "importance":
-            parts.append(describe(value))
-        elif isinstance(value, str | int | float):
-            parts.append(str(value))
-    return f"{name}({', '.join(parts)})" if parts else name
+            words.append(describe(value))
+        elif isinstance(value, str):
+            words.append(value)
+        elif isinstance(value, int | float) or (isinstance(value, tuple) and value != part.default):
+            named.append(f"{part.name}={value}")
+        elif callable(value):
+            named.append(f"{part.name}={getattr(value, '__name__', type(value).__name__)}")
+    return f"{name}({', '.join(words + named)})" if words or named else name
 
 
 def _watched(options: SolveOptions, watch: Watcher) -> SolveOptions:

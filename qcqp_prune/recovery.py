@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,8 @@ from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, TraceError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.masks import Masks
+from qcqp_prune.graph.state import buffers_kept
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.program.rounds import Rounds
 from qcqp_prune.report import Accuracy
 from qcqp_prune.train import (
@@ -25,7 +28,8 @@ from qcqp_prune.train import (
     recalibrate_batch_norm,
     reconstruct,
 )
-from qcqp_prune.train.batches import Loader
+from qcqp_prune.train.batches import Loader, first_batch
+from qcqp_prune.train.loop import require_unsmoothed
 from qcqp_prune.train.modes import random_state_kept
 from qcqp_prune.watch import Clock, Watcher
 
@@ -39,7 +43,8 @@ class Recovery:
     """What is measured, and done after cutting, with data.
 
     Attributes:
-        validation: loader on which accuracy is measured at each step; None measures nothing.
+        validation: loader on which accuracy is measured at each step; None measures nothing. Like ``train`` it is gone
+            through several times, so an iterator, which runs dry, is refused.
         train: loader for the default importance, repair and finetuning, gone through by each; None does without.
         repair: what is done after cutting: ``reconstruct`` refits layers by least squares, ``means`` corrects means
             (both ``qcqp_prune.reconstruct``), ``batch_norm`` gives batch norms their statistics anew
@@ -50,23 +55,38 @@ class Recovery:
         config: the recipe of the finetuning; ``FinetuneConfig.recommended(model)`` where None. With ``distillation``
             the network that was handed in is the teacher.
         checkpoint: a file from which a killed finetuning goes on; beside it lies the selection that it is of.
+        loss: what is minimised in finetuning and measured beside the accuracy, ``loss(model(inputs), targets)``, a mean
+            over samples; cross-entropy where None.
 
     Raises:
-        InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair.
+        InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair; samples
+            or batches is not positive; a loader is an iterator; labels are smoothed for a loss of one's own.
     """
 
-    validation: Loader | None = None
-    train: Loader | None = None
+    validation: Loader | None = field(default=None, repr=False)
+    train: Loader | None = field(default=None, repr=False)
     repair: Repair | None = "reconstruct"
     samples: int = 2_500
     batches: int | None = None
     epochs: int = 0
     config: FinetuneConfig | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    loss: Loss | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
             raise InvalidOptionError(f"epochs is {self.epochs}: give a number from 0 up")
+        for name in ("samples", "batches"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                rest = ", or None for all" if name == "batches" else ""
+                raise InvalidOptionError(f"{name} is {count}: give a positive number{rest}")
+        for name in ("validation", "train"):
+            if isinstance(getattr(self, name), Iterator):
+                raise InvalidOptionError(
+                    f"{name} is a {type(getattr(self, name)).__name__}, which can be gone through once only, and "
+                    "several steps need it: give the loader itself, or a list of its batches"
+                )
         if self.repair is not None and self.repair not in get_args(Repair):
             known = ", ".join(get_args(Repair))
             raise InvalidOptionError(f"repair is {self.repair!r}: choose from {known}, or None")
@@ -74,6 +94,9 @@ class Recovery:
             raise InvalidOptionError(
                 f"{self.epochs} epochs of finetuning and no train loader: give one, or epochs=0"
             )
+
+        if self.config is not None:
+            require_unsmoothed(self.config, self.loss)
 
     def recipe(self, model: nn.Module) -> FinetuneConfig:
         """The recipe for a network."""
@@ -84,9 +107,22 @@ class Recovery:
         if not self.epochs and not (rounds.count > 1 and rounds.epochs):
             return ""
         recipe, advised = self.recipe(model), FinetuneConfig.recommended(model)
-        same = replace(advised, seed=recipe.seed, device=recipe.device, progress=recipe.progress) == recipe
+        same = _alike(recipe, advised)
         whose = f"the recipe recommended for {type(model).__name__}" if same else "a given recipe"
         return f"{whose}: {recipe.describe()}"
+
+    def unused(self, model: nn.Module, rounds: Rounds) -> tuple[str, ...]:
+        """What was given for a finetuning that is not asked for, a sentence for each."""
+        if self.epochs or (rounds.count > 1 and rounds.epochs):
+            return ()
+        found = []
+        if self.config is not None:
+            plain = (FinetuneConfig(), FinetuneConfig.recommended(model))
+            if not any(_alike(self.config, other) for other in plain):
+                found.append("nothing is finetuned, as epochs is 0: of the recipe only seed and device count")
+        if self.checkpoint is not None and self.selection_file(1, rounds) is None:
+            found.append(f"nothing is finetuned, as epochs is 0: {os.fspath(self.checkpoint)} is not written")
+        return tuple(found)
 
     def after_round(self, number: int, rounds: Rounds) -> Recovery:
         """What follows one of several cuts, counted from 1; all but the last have files of their own."""
@@ -101,6 +137,11 @@ class Recovery:
             return None
         which = "selection" if rounds.count == 1 else f"round{number}"
         return Path(f"{os.fspath(self.checkpoint)}.{which}.json")
+
+
+def _alike(recipe: FinetuneConfig, other: FinetuneConfig) -> bool:
+    """Whether two recipes differ at most in what is no part of a recipe."""
+    return recipe == replace(other, seed=recipe.seed, device=recipe.device, progress=recipe.progress)
 
 
 @dataclass(frozen=True)
@@ -143,7 +184,8 @@ def recover(
         first_epoch: epochs of finetuning that rounds before have had.
     """
     config = recovery.recipe(dense)
-    accuracy = Accuracy(pruned=_share(measure(small, recovery, config.device, watch, clock, "pruned")))
+    found = measure(small, recovery, config.device, watch, clock, "pruned")
+    accuracy = noted(Accuracy(), "pruned", found, recovery)
     if recovery.train is None:
         return Measured(accuracy, None)
     repaired = ""
@@ -152,7 +194,7 @@ def recover(
             repaired = _repaired(small, before, recovery, config, first_epoch)
         if repaired:
             found = measure(small, recovery, config.device, watch, clock, "repaired")
-            accuracy = replace(accuracy, repaired=_share(found))
+            accuracy = noted(accuracy, "repaired", found, recovery)
     if not recovery.epochs:
         return Measured(accuracy, None, repaired)
     with clock("finetune"):
@@ -163,10 +205,11 @@ def recover(
             config=config,
             checkpoint=recovery.checkpoint,
             teacher=dense if config.distillation else None,
+            loss=recovery.loss,
             first_epoch=first_epoch,
         )
     found = measure(small, recovery, config.device, watch, clock, "finetuned")
-    return Measured(replace(accuracy, finetuned=_share(found)), history.to_dict(), repaired)
+    return Measured(noted(accuracy, "finetuned", found, recovery), history.to_dict(), repaired)
 
 
 def _repaired(
@@ -200,17 +243,38 @@ def _repaired(
     return f"{len(norms.layers)} batch norms on {norms.samples:,} samples{hindrance}" if norms.layers else ""
 
 
+def require_usable(model: nn.Module, recovery: Recovery, rounds: Rounds) -> None:
+    """Put one batch through the dense network and its loss wherever it is to be trained or measured later.
+
+    What was given for nothing is said as well.
+
+    Raises:
+        QcqpPruneError: what ``finetune`` and ``evaluate`` raise on it.
+    """
+    for note in recovery.unused(model, rounds):
+        logger.warning("%s", note)
+    trains = recovery.epochs or (rounds.count > 1 and rounds.epochs)
+    for loader in (recovery.validation, recovery.train if trains else None):
+        if loader is not None:
+            with buffers_kept(model):
+                evaluate(model, first_batch(loader), loss=recovery.loss, device=recovery.recipe(model).device)
+
+
 def measure(
     model: nn.Module, recovery: Recovery, device: str, watch: Watcher, clock: Clock, step: str
 ) -> Evaluation | None:
-    """Accuracy at one step, None without validation data."""
+    """Accuracy and loss at one step, None without validation data."""
     if recovery.validation is None:
         return None
     with clock("evaluate"):
-        result = evaluate(model, recovery.validation, device=device)
+        result = evaluate(model, recovery.validation, loss=recovery.loss, device=device)
     watch.evaluated(step, result)
     return result
 
 
-def _share(result: Evaluation | None) -> float | None:
-    return None if result is None else result.accuracy
+def noted(accuracy: Accuracy, step: str, found: Evaluation | None, recovery: Recovery) -> Accuracy:
+    """With what was found at a step, which is nothing without validation data; the loss where one was given."""
+    if found is None:
+        return accuracy
+    losses = accuracy.losses if recovery.loss is None else {**accuracy.losses, step: found.loss}
+    return replace(accuracy, losses=losses, samples=found.samples, **{step: found.accuracy})

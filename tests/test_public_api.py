@@ -5,17 +5,24 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from rich.console import Console
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import qcqp_prune as qp
 from qcqp_prune import errors
 from qcqp_prune.pipeline import describe
+from qcqp_prune.report.terminal import report_view
 from qcqp_prune.watch import Watcher
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -126,6 +133,27 @@ def test_with_data_accuracy_is_measured_at_each_step() -> None:
     ]
 
 
+def test_a_regression_is_pruned_trained_and_measured_by_its_loss() -> None:
+    data = [(x, torch.stack([x.sum(1), x[:, 0]], 1)) for x, _ in batches()]
+    recovery = qp.Recovery(validation=data, train=data, epochs=3, loss=F.mse_loss)
+    dense = model()
+    small, report = qp.prune(dense, torch.zeros(1, 8), budgets="60%", recovery=recovery)
+    accuracy = report.accuracy
+    assert list(accuracy.losses) == ["dense", "pruned", "repaired", "finetuned"]
+    assert accuracy.losses["dense"] == qp.evaluate(dense, data, loss=F.mse_loss).loss
+    assert accuracy.losses["finetuned"] == qp.evaluate(small, data, loss=F.mse_loss).loss
+    assert accuracy.losses["finetuned"] < accuracy.losses["repaired"]
+    assert (accuracy.dense, accuracy.finetuned, accuracy.samples) == (None, None, 128)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report_view(report))
+    text = console.export_text()
+    assert "loss on 128 samples" in text
+    assert f"{accuracy.losses['finetuned']:.4g}" in text
+    assert qp.PruneReport.from_json(report.to_json()).accuracy == accuracy
+    with pytest.raises(qp.InvalidOptionError, match="label_smoothing"):
+        qp.Recovery(loss=F.mse_loss, config=qp.FinetuneConfig(label_smoothing=0.1))
+
+
 def test_a_repair_is_what_was_asked_for() -> None:
     data = batches()
     plain = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -165,6 +193,59 @@ def test_finetuning_without_data_is_refused() -> None:
         qp.Recovery(epochs=3)
 
 
+@pytest.mark.parametrize("where", ["train", "validation"])
+@pytest.mark.parametrize("make", [iter, lambda data: (b for b in data)])
+def test_loaders_that_run_dry_are_refused(where: str, make: Callable[[object], object]) -> None:
+    data = batches()
+    with pytest.raises(
+        qp.InvalidOptionError, match=rf"{where} is a .*once only.*: give the loader itself, or a list"
+    ):
+        qp.Recovery(**{where: make(data)})
+    state = torch.get_rng_state()
+    qp.Recovery(**{where: DataLoader(TensorDataset(torch.zeros(4, 8)))})  # is not iterated to find out
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"samples": -1}, {"batches": 0}])
+def test_numbers_of_a_recovery_are_positive(options: dict[str, int]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(qp.InvalidOptionError, match=f"{name} is {value}: give a positive number"):
+        qp.Recovery(train=batches(), **options)
+
+
+def test_a_recovery_does_not_print_its_data() -> None:
+    data = batches()
+    things = (
+        qp.Recovery(train=data, validation=data),
+        qp.Taylor(data),
+        qp.Fisher(data),
+        qp.Training(data, 1),
+    )
+    assert not any("tensor" in repr(thing) for thing in things)
+
+
+def test_what_is_given_for_no_finetuning_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe, file = qp.FinetuneConfig(ema=0.9), tmp_path / "run"
+    given = qp.Recovery(train=batches(), repair=None, config=recipe, checkpoint=file)
+    _, report = qp.prune(model(), torch.zeros(1, 8), budgets="60%", importance=qp.Magnitude(), recovery=given)
+    said = [note for note in report.notes if "epochs is 0" in note]
+    assert [note.partition("epochs is 0: ")[2] for note in said] == [
+        "of the recipe only seed and device count",
+        f"{file} is not written",
+    ]
+    assert all(note in caplog.text for note in said)
+    assert not file.exists()
+    once, rounds = qp.Rounds(1, 0), qp.Rounds(2, 1)
+    dense = model()
+    assert given.unused(dense, rounds) == ()
+    assert replace(given, epochs=1).unused(dense, once) == ()
+    assert (
+        replace(given, config=qp.FinetuneConfig(device="cpu", seed=3), checkpoint=None).unused(dense, once)
+        == ()
+    )
+    assert given.unused(dense, qp.Rounds(2, 0)) == (said[0],)  # the selections of rounds lie beside the file
+
+
 def test_the_caller_hears_of_the_solvers_progress_too() -> None:
     points: list[object] = []
     options = qp.SolveOptions(on_event=points.append, seed=7)
@@ -200,9 +281,50 @@ def test_what_can_be_refused_is_refused_before_accuracy_is_measured() -> None:
         )
 
 
+class Pair(nn.Module):
+    """Two outputs, of which nobody knows which are the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.net(x)
+        return y, y.square()
+
+
+@pytest.mark.parametrize("how", ["validation", "epochs", "rounds"])
+def test_what_cannot_be_trained_or_measured_is_refused_before_units_are_scored(how: str) -> None:
+    def unreached(_: nn.Module, __: qp.ChannelGraph) -> qp.PairwiseForm:
+        raise AssertionError("units were scored")
+
+    data = batches()
+    options = {
+        "validation": {"recovery": qp.Recovery(validation=data)},
+        "epochs": {"recovery": qp.Recovery(train=data, epochs=1)},
+        "rounds": {"recovery": qp.Recovery(train=data), "rounds": qp.Rounds(2, 1)},
+    }[how]
+    with pytest.raises(qp.InvalidOptionError, match="none called logits"):
+        qp.prune(Pair(), torch.zeros(1, 8), budgets="60%", importance=unreached, **options)
+
+
+def test_data_for_calibration_and_repair_alone_may_have_any_outputs() -> None:
+    _, report = qp.prune(Pair(), torch.zeros(1, 8), budgets="60%", recovery=qp.Recovery(train=batches()))
+    assert report.repair
+
+
 def test_importances_in_words() -> None:
     assert describe(qp.Magnitude("l2")) == "Magnitude(l2)"
     assert describe(qp.BatchNormScale()) == "BatchNormScale"
+
+
+def test_importances_of_different_objectives_are_told_apart() -> None:
+    assert describe(qp.Calibrated([])) == "Calibrated"
+    assert describe(qp.Calibrated([], loss=F.cross_entropy)) == "Calibrated(loss=cross_entropy)"
+    assert describe(qp.Calibrated([], ratios=(0.5,))) == "Calibrated(ratios=(0.5,))"
+    assert describe(qp.Taylor([], F.mse_loss, "gate")) == "Taylor(gate, loss=mse_loss)"
+    assert describe(qp.Fisher((1, 2), nn.MSELoss())) == "Fisher(loss=MSELoss)"  # data are never shown
+    assert describe(qp.OutputChange([], centred=True)) == "OutputChange(samples=2500, centred=True, seed=0)"
 
 
 def test_the_example_runs() -> None:

@@ -241,22 +241,19 @@ def read_config(path: Path) -> RunConfig:
             raise ConfigError(f"{path.name} has no table [{name}]: add it")
     resources = read_section(ResourcesSection, tables.get("resources", {}), "resources")
     further = resources.made(path.absolute().parent)
+    data = read_section(DataSection, tables.get("data", {}), "data")
     config = RunConfig(
         folder=path.absolute().parent,
         model=read_section(ModelSection, tables["model"], "model"),
         input=read_section(InputSection, tables["input"], "input"),
         budgets=_budgets(tables["budgets"], further) if "budgets" in tables else None,
         resources=resources,
-        data=read_section(DataSection, tables.get("data", {}), "data"),
+        data=data,
         pretrain=_training(tables.get("pretrain", {}), "pretrain", FinetuneConfig.from_scratch()),
         trace=read_section(TraceSection, tables.get("trace", {}), "trace"),
         training=training,
         sweep=read_section(SweepSection, tables["sweep"], "sweep") if "sweep" in tables else None,
-        importance=(
-            read_section(ImportanceSection, tables["importance"], "importance")
-            if "importance" in tables
-            else None
-        ),
+        importance=_importance(tables["importance"], data) if "importance" in tables else None,
         solver=read_section(SolverSection, tables.get("solver", {}), "solver"),
         shrink=read_section(ShrinkSection, tables.get("shrink", {}), "shrink"),
         rounds=read_section(Rounds, tables["rounds"], "rounds") if "rounds" in tables else None,
@@ -286,6 +283,13 @@ def _training(table: object, where: str, base: FinetuneConfig) -> TrainingSectio
     recipe = read_section(FinetuneConfig, {k: v for k, v in table.items() if k not in own}, where, base=base)
     mine = read_section(TrainingSection, {k: v for k, v in table.items() if k in own}, where)
     return replace(mine, recipe=recipe, given=tuple(k for k in table if k not in own))
+
+
+def _importance(table: object, data: DataSection) -> ImportanceSection:
+    """A table without a name says something of the importance that ``prune`` takes when it is given none."""
+    default = "magnitude" if data.name == "none" else "calibrated"
+    table = {"name": default, **table} if isinstance(table, Mapping) else table
+    return read_section(ImportanceSection, table, "importance")
 
 
 def _regularised(table: object) -> RegularisedSection:

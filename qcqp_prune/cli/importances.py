@@ -48,7 +48,7 @@ class ImportanceSection:
         ConfigError: the criterion has no such variant, or a number is out of range.
     """
 
-    name: Name = "magnitude"
+    name: Name
     variant: str | None = None
     batches: int = 8
     seed: int = 0

@@ -302,6 +302,7 @@ class _ConsoleWatcher(Watcher):
         )
 
     def evaluated(self, step: str, result: Evaluation) -> None:
+        assert result.accuracy is not None  # the data sets that have names are of classes
         OUT.print(f"accuracy {step}: {result.accuracy:.2%} of {result.samples:,}", highlight=False)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qcqp_prune.errors import InvalidOptionError
 from qcqp_prune.graph.state import eval_mode
 
 _PLAIN = (Tensor, int, float, str, bool, complex, type(None))
@@ -43,6 +44,38 @@ def _tensors(value: Any, seen: set[int]) -> list[Tensor]:
 def output_leaves(output: Any) -> list[Any]:
     """The tensors and plain values that a model returned."""
     return pytree.tree_leaves(opened(output))
+
+
+def floats(output: Any) -> list[Tensor]:
+    """The tensors of floating numbers that a model returned."""
+    return [x for x in output_leaves(output) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
+
+
+def logits_of(output: Any) -> Tensor:
+    """What a classifier says of the classes: a tensor as it is, what is called ``logits``, or the one tensor there is.
+
+    Raises:
+        InvalidOptionError: there is no tensor of floating numbers, or there are several and none is called ``logits``.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    found = floats(output)
+    if len(found) != 1:
+        raise InvalidOptionError(
+            f"the network returns {said(output)} with {len(found)} tensors of floating numbers and none called logits: "
+            "let it return its logits, alone or under that name, or give a loss that takes what it returns"
+        )
+    return found[0]
+
+
+def said(output: Any) -> str:
+    """What a model returned, in words: the shape of a tensor, the kind of anything else."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    return f"a {type(output).__name__}"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -38,7 +38,7 @@ class Activation(Layerwise):
         statistic: ``mean``, ``apoz`` or ``std``.
 
     Raises:
-        InvalidOptionError: there is no batch, one is no pair of tensors, or a unit that may go is read by no layer with
+        InvalidOptionError: there is no batch, one is no such pair, or a unit that may go is read by no layer with
             a weight of its own (by a recurrent layer, a sum that is shared freely, or as kernel columns).
         InvalidScoreError: a value is NaN or infinite.
 
@@ -47,7 +47,7 @@ class Activation(Layerwise):
         neural networks for resource efficient inference" (ICLR 2017), for mean and standard deviation.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     statistic: Statistic = "mean"
 
     unit: ClassVar[str] = "activation"
@@ -75,8 +75,8 @@ class Activation(Layerwise):
 
         observed = Observed(model, graph)
         with torch.no_grad():
-            for inputs, _ in read_batches(self.batches, device_of(model), "Activation"):
-                observed.run(inputs, see)
+            for call, _ in read_batches(self.batches, device_of(model), "Activation"):
+                observed.run(call, see)
         found = {}
         for k, sum_ in sums.items():
             layer = graph.layers[k]

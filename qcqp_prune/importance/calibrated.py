@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import isotonic_regression
 from torch import nn
 
@@ -16,8 +17,9 @@ from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.cuts import Cut
-from qcqp_prune.importance.gradients import Loss, device_of
+from qcqp_prune.importance.gradients import device_of
 from qcqp_prune.importance.layerwise import weight_tensors
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.importance.moments import require_ridge
 from qcqp_prune.importance.output_error import output_error
 from qcqp_prune.importance.readers import Key, Reader, curvatures, readers
@@ -99,8 +101,8 @@ class Calibrated:
         """The objective over the graph's units, in units of the loss or a share of the outputs' variance.
 
         Raises:
-            InvalidOptionError: there is no batch, or one is no pair of inputs and targets; without a loss, no output
-                is a tensor of floating numbers.
+            InvalidOptionError: there is no batch, or one is no pair of inputs and targets; the loss does not take what
+                the network returns, or gives no single number; without one, no output is a tensor of floating numbers.
             InvalidScoreError: what a layer reads, an output or the harm is NaN or infinite.
         """
         weight_tensors(model, graph)
@@ -109,6 +111,9 @@ class Calibrated:
             self.batches, graph, self.samples, device, seed=self.seed, who="Calibrated"
         )
         observed = Observed(model, graph)
+        if self.loss is not None:  # one that cannot be computed is said before anything else is
+            with torch.no_grad():
+                added_loss(self.loss, targets[:1], observed.steps(inputs[:1]).results())
         found = readers(observed, inputs, seed=self.seed)
         _require_finite(graph, found)
         curvatures(observed, inputs, found, seed=self.seed, relative=True)

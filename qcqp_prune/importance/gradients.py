@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, shown
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.state import eval_mode
+from qcqp_prune.importance.losses import Loss, cross_entropy, loss_of
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Pairs of (inputs, targets), gone through once each time an importance is computed."""
-Loss = Callable[[Any, Any], Tensor]
+Batches = Iterable[Any]
+"""Pairs of (inputs, targets), inputs a tensor, a tuple of arguments or a dict of keyword ones, targets a tensor; gone
+through once each time an importance is computed."""
 
 
-def read_batches(batches: Batches, device: torch.device, who: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs of inputs and targets on a device.
+def read_batches(batches: Batches, device: torch.device, who: str) -> Iterator[tuple[Call, Tensor]]:
+    """Arguments and targets on a device.
 
     Args:
         batches: what the user gave.
@@ -27,12 +29,13 @@ def read_batches(batches: Batches, device: torch.device, who: str) -> Iterator[t
         who: whose batches they are, for messages.
 
     Raises:
-        InvalidOptionError: one is no pair of tensors, or there is none.
+        InvalidOptionError: one is no pair of inputs and targets, or there is none.
     """
     count = 0
     for batch in batches:
-        inputs, targets = _pair(batch, who)
-        yield inputs.to(device), targets.to(device)
+        if not is_pair(batch):
+            raise InvalidOptionError(f"{who} was given {shown(batch)} as a batch: give a loader of {PAIRS}")
+        yield arguments(batch[0], device), batch[1].to(device)
         count += 1
     if count == 0:
         raise InvalidOptionError(
@@ -75,10 +78,14 @@ def batch_gradients(
 
     The model's own gradients and modes are left as they were.
     """
-    measure = loss or nn.functional.cross_entropy
     with eval_mode(model), torch.enable_grad():
-        for inputs, targets in read_batches(batches, device_of(model), who):
-            value = measure(model(inputs), targets)
+        for (args, kwargs), targets in read_batches(batches, device_of(model), who):
+            value = loss_of(loss or cross_entropy, model(*args, **kwargs), targets, who)
+            if not value.requires_grad:
+                raise InvalidOptionError(
+                    f"{who}: the loss has no gradient towards any weight: give one that autograd can follow, or use "
+                    "Magnitude"
+                )
             found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
             yield {n: g for n, g in zip(parameters, found, strict=True) if g is not None}
 
@@ -104,15 +111,3 @@ def uses(graph: ChannelGraph) -> Counter[tuple[str, tuple[int, int] | None]]:
 def share(layer: Layer, counted: Counter[tuple[str, tuple[int, int] | None]]) -> float:
     """The part of it that one use gets."""
     return 1 / counted[layer.weight, layer.rows]
-
-
-def _pair(batch: object, who: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a batch."""
-    if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch):
-        return batch[0], batch[1]
-    found = f"a {type(batch).__name__}"
-    if isinstance(batch, tuple | list):
-        found += f" of {', '.join(type(part).__name__ for part in batch) or 'nothing'}"
-    raise InvalidOptionError(
-        f"{who} was given {found} as a batch: give a loader of pairs (inputs, targets), both tensors"
-    )

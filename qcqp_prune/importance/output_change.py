@@ -65,7 +65,7 @@ class OutputChange:
         """The objective over the graph's units.
 
         Raises:
-            InvalidOptionError: there is no batch, one is no pair of tensors, the graph has branches that may be removed
+            InvalidOptionError: there is no batch, one is no such pair, the graph has branches that may be removed
                 as a whole, or a unit that may go is read by no layer with a weight of its own (by a recurrent layer, a
                 sum that is shared freely, or as kernel columns).
             InvalidScoreError: a value is NaN or infinite.

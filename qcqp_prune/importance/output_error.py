@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
-from qcqp_prune.graph.outputs import output_leaves
+from qcqp_prune.graph.outputs import floats
 
 Harm = Callable[[Sequence[Any]], float]
 """How much worse a network is than the dense one, given what it returns for each batch."""
@@ -51,11 +51,6 @@ def output_error(dense: Sequence[Any]) -> Harm:
         return sum(s / scale for s, scale in zip(squares, scales, strict=True)) / len(scales)
 
     return error
-
-
-def floats(output: Any) -> list[Tensor]:
-    """The tensors of floating numbers that a model returned."""
-    return [x for x in output_leaves(output) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]
 
 
 def spread(batches: Sequence[Tensor]) -> float:

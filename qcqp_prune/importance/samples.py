@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, shown
 from qcqp_prune.graph.channels import ChannelGraph
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def samples_of(
     is, is not used; a warning says so where that is much of what was read.
 
     Args:
-        batches: pairs of (inputs, targets), inputs a tensor or a tuple of the model's arguments; iterated once.
+        batches: pairs of (inputs, targets), inputs as for ``arguments``; iterated once.
         graph: of the network that they are for.
         samples: how many.
         device: where they are put.
@@ -87,14 +88,14 @@ def samples_of(
             f"{who} does not use {left:,} of {whole:,} samples, in batches of other shapes or sizes than most have: "
             "give batches of one shape and size for all to count",
         )
-    return [(batch.inputs, {}) for batch in used], [batch.targets for batch in used]
+    return [batch.inputs for batch in used], [batch.targets for batch in used]
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Arguments of a model, with targets."""
+    """Arguments of a model, ``(args, kwargs)``, with targets."""
 
-    inputs: tuple[Any, ...]
+    inputs: Call
     targets: Tensor
 
     @classmethod
@@ -104,12 +105,9 @@ class _Batch:
         Raises:
             InvalidOptionError: it is no pair of inputs and targets.
         """
-        if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[1], Tensor):
-            raise InvalidOptionError(
-                f"{who} was given a {type(given).__name__} as a batch: give a loader of pairs (inputs, targets)"
-            )
-        inputs = tuple(given[0]) if isinstance(given[0], tuple | list) else (given[0],)
-        return cls(pytree.tree_map_only(Tensor, lambda x: x.to(device), inputs), given[1].to(device))
+        if not is_pair(given):
+            raise InvalidOptionError(f"{who} was given {shown(given)} as a batch: give a loader of {PAIRS}")
+        return cls(arguments(given[0], device), given[1].to(device))
 
     @property
     def size(self) -> int:

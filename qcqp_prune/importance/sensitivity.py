@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.batches import Call
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.activation import by_channel
@@ -34,7 +35,7 @@ class NeuronSensitivity(Layerwise):
         bound: ``exact`` or ``lower``.
 
     Raises:
-        InvalidOptionError: there is no batch, one is no pair of tensors, or a unit that may go is made by no layer that
+        InvalidOptionError: there is no batch, one is no such pair, or a unit that may go is made by no layer that
             can be looked at (a recurrent one, or as kernel columns).
         InvalidScoreError: a derivative, or what a layer makes, is NaN or infinite.
 
@@ -43,7 +44,7 @@ class NeuronSensitivity(Layerwise):
         networks" (IEEE TNNLS 2022), the definition of S and its lower bound; eq. 5.2 and 5.8 of the thesis.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     bound: Bound = "exact"
 
     unit: ClassVar[str] = "output per activation"
@@ -59,8 +60,8 @@ class NeuronSensitivity(Layerwise):
         sums: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
         with torch.enable_grad():
-            for inputs, _ in read_batches(self.batches, device_of(model), "NeuronSensitivity"):
-                for k, slopes in self._slopes(observed, inputs).items():
+            for call, _ in read_batches(self.batches, device_of(model), "NeuronSensitivity"):
+                for k, slopes in self._slopes(observed, call).items():
                     rows = by_channel(graph.layers[k], slopes)
                     sums[k] = sums.get(k, 0) + rows.double().sum(1)
                     counts[k] = counts.get(k, 0) + rows.shape[1]
@@ -72,7 +73,7 @@ class NeuronSensitivity(Layerwise):
         }
         return of_units(graph, found, "NeuronSensitivity")
 
-    def _slopes(self, observed: Observed, inputs: Tensor) -> dict[int, Tensor]:
+    def _slopes(self, observed: Observed, call: Call) -> dict[int, Tensor]:
         """For each layer ``1/C sum_k |dy_k/dp|`` at each entry of what it makes."""
         made: dict[int, Tensor] = {}
 
@@ -80,7 +81,7 @@ class NeuronSensitivity(Layerwise):
             made[k] = potential if potential.requires_grad else potential.detach().requires_grad_()
             return made[k].clone()  # what follows may write into it
 
-        outputs = [x for x in observed.run(inputs, see) if isinstance(x, Tensor) and x.requires_grad]
+        outputs = [x for x in observed.run(call, see) if isinstance(x, Tensor) and x.requires_grad]
         if not made or not outputs:
             raise InvalidOptionError(
                 "NeuronSensitivity finds no output that is a differentiable function of a layer: choose Magnitude"

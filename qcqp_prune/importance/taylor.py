@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.graph.batches import Call
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.observe import Observed, norm_after
 from qcqp_prune.graph.walk import argument
 from qcqp_prune.importance.gradients import (
     Batches,
-    Loss,
     batch_gradients,
     device_of,
     read_batches,
@@ -40,6 +40,7 @@ from qcqp_prune.importance.layerwise import (
     pair_scores,
     weight_tensors,
 )
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.program.coefficients import FloatArray
 
 
@@ -60,12 +61,13 @@ class Taylor(Layerwise):
 
     Attributes:
         batches: pairs of (inputs, targets); iterated once.
-        loss: ``loss(model(inputs), targets)``; cross-entropy when None.
+        loss: ``loss(model(inputs), targets)``; cross-entropy of the logits among the outputs when None.
         form: ``weight`` or ``gate``.
 
     Raises:
-        InvalidOptionError: there is no batch, one is no pair of tensors, a layer's weight does not require a gradient,
-            or gates are asked for where kernel columns are units.
+        InvalidOptionError: there is no batch, one is no such pair, a layer's weight does not require a gradient,
+            the loss does not take what the network returns or gives no single number, or gates are asked for where
+            kernel columns are units.
         InvalidScoreError: a gradient is NaN or infinite.
 
     References:
@@ -73,7 +75,7 @@ class Taylor(Layerwise):
         weights and of gates (eq. 9 and after), in absolute value; ``weight`` takes a kernel for a group.
     """
 
-    batches: Batches
+    batches: Batches = field(repr=False)
     loss: Loss | None = None
     form: Literal["weight", "gate"] = "weight"
 
@@ -115,8 +117,8 @@ class Taylor(Layerwise):
     def _gates(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
         rest = iter(self.batches)
         first = list(itertools.islice(rest, 1))
-        ((inputs, _),) = read_batches(first, device_of(model), "Taylor")
-        scales = _scales(model, graph, inputs)
+        ((call, _),) = read_batches(first, device_of(model), "Taylor")
+        scales = _scales(model, graph, call)
         made_with = {x.name: scales.get(x.name) or _affine(model, x) for x in graph.layers if x.weight}
         needed = trainable(model, dict.fromkeys(n for names in made_with.values() for n in names), "Taylor")
         counted = uses(graph)
@@ -143,11 +145,11 @@ class Taylor(Layerwise):
         return of_units(graph, found, "Taylor(form='gate')")
 
 
-def _scales(model: nn.Module, graph: ChannelGraph, inputs: Tensor) -> dict[str, tuple[str, ...]]:
+def _scales(model: nn.Module, graph: ChannelGraph, call: Call) -> dict[str, tuple[str, ...]]:
     """Scale and shift of the batch norm that reads a layer's output, and nothing else does, by the layer's name."""
     if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine for m in model.modules()):
         return {}
-    followed = Observed(model, graph).steps([inputs]).followed
+    followed = Observed(model, graph).steps([call]).followed
     names = followed.program.graph_signature.inputs_to_parameters
     found = {}
     for node, k in followed.layer_of.items():

@@ -18,10 +18,11 @@ from qcqp_prune.apply.verify import TOLERANCE
 from qcqp_prune.errors import InvalidScoreError, UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.observe import Observed, Steps
+from qcqp_prune.graph.outputs import floats
 from qcqp_prune.graph.walk import additions
 from qcqp_prune.importance.cuts import Cut, at_zero
-from qcqp_prune.importance.gradients import Loss
-from qcqp_prune.importance.output_error import Harm, floats, output_error
+from qcqp_prune.importance.losses import Loss, loss_of
+from qcqp_prune.importance.output_error import Harm, output_error
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def added_loss(loss: Loss, targets: Sequence[Tensor], dense: Sequence[Any]) -> H
     """By a loss: what is added to its mean over the batches."""
 
     def mean(outputs: Sequence[Any]) -> float:
-        losses = [float(loss(y, t)) for y, t in zip(outputs, targets, strict=True)]
+        losses = [float(loss_of(loss, y, t, "Calibrated")) for y, t in zip(outputs, targets, strict=True)]
         return sum(losses) / len(losses)
 
     before = mean(dense)

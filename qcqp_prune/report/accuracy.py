@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of validation samples classified right, in [0, 1]; None where a step was not taken or there was no data.
+    """Shares of validation samples classified right, in [0, 1].
+
+    None where a step was not taken, there was no data, or its targets are no classes.
 
     Attributes:
         dense: before pruning.
@@ -16,6 +19,7 @@ class Accuracy:
         finetuned: after finetuning.
         samples: in the validation set.
         regularised: after training under a regulariser, before anything was cut.
+        losses: where a loss was given, its mean over the samples, by the names of the steps above.
     """
 
     dense: float | None = None
@@ -24,3 +28,4 @@ class Accuracy:
     finetuned: float | None = None
     samples: int | None = None
     regularised: float | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)

@@ -45,6 +45,8 @@ def report_view(report: PruneReport) -> RenderableType:
         parts.append(rounds_table(report.rounds))
     if report.accuracy.dense is not None:
         parts.append(accuracy_table(report.accuracy))
+    if report.accuracy.losses:
+        parts.append(losses_table(report.accuracy))
     if report.repair:
         parts.append(Text(f"repaired by {report.repair}"))
     if report.recipe:
@@ -226,7 +228,9 @@ def rounds_table(rounds: Sequence[Round]) -> RenderableType:
     limits = list(rounds[0].limits)
     steps = ("pruned", "repaired", "finetuned")
     shown = [step for step in steps if any(getattr(r.accuracy, step) is not None for r in rounds)]
+    lost = [step for step in steps if any(step in r.accuracy.losses for r in rounds)]
     columns = ["round", *limits, "units", "solver", "gap", "relative error", *shown]
+    columns += [f"loss {step}" for step in lost]
     rows = [
         (
             f"{number} of {len(rounds)}",
@@ -236,6 +240,7 @@ def rounds_table(rounds: Sequence[Round]) -> RenderableType:
             "" if r.gap is None else f"{r.gap:.3%}",
             f"{r.verification.max_relative_error:.1e}",
             *("" if (value := getattr(r.accuracy, step)) is None else f"{value:.2%}" for step in shown),
+            *(f"{r.accuracy.losses[step]:.4g}" if step in r.accuracy.losses else "" for step in lost),
         )
         for number, r in enumerate(rounds, 1)
     ]
@@ -254,6 +259,13 @@ def accuracy_table(accuracy: Accuracy) -> Table:
     taken = {name: value for name, value in steps.items() if value is not None}
     table = _table(f"accuracy on {_number(accuracy.samples)} samples", *taken)
     table.add_row(*(f"{value:.2%}" for value in taken.values()))
+    return table
+
+
+def losses_table(accuracy: Accuracy) -> Table:
+    """The same of a loss that was given."""
+    table = _table(f"loss on {_number(accuracy.samples)} samples", *accuracy.losses)
+    table.add_row(*(f"{value:.4g}" for value in accuracy.losses.values()))
     return table
 
 

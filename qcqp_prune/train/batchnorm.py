@@ -67,8 +67,8 @@ def recalibrate_batch_norm(
         model.eval()
         for norm in norms.values():
             norm.train()
-        for inputs, targets in islice(batches_of(loader, where), batches):
-            model(*inputs)
+        for (args, kwargs), targets in islice(batches_of(loader, where), batches):
+            model(*args, **kwargs)
             done += 1
             samples += len(targets)
         if not done:

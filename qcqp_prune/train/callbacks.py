@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import nn
 from torch.optim import Optimizer
 
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.train.average import WeightAverage
 from qcqp_prune.train.history import EpochRecord
 from qcqp_prune.train.regularizer import Regularizer
@@ -34,6 +35,7 @@ class TrainingState:
         penalty: its value before the present batch's step.
         average: the average of the weights, where there is one; the model holds its own weights.
         teacher: what the network learns from beside the targets, in eval mode.
+        criterion: the loss that was given, None for the cross-entropy.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class TrainingState:
     penalty: float = 0.0
     average: WeightAverage | None = None
     teacher: nn.Module | None = None
+    criterion: Loss | None = None
 
 
 class Callback(Protocol):

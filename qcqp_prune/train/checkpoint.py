@@ -44,6 +44,7 @@ class RunIdentity:
         regularizer: what is added to the loss; empty for nothing.
         teacher: a digest of the teacher's tensors; empty without one.
         first_epoch: the number that the first epoch draws by.
+        loss: the name of the loss that was given; empty for the cross-entropy.
     """
 
     config: FinetuneConfig
@@ -52,6 +53,7 @@ class RunIdentity:
     regularizer: Mapping[str, Any] = field(default_factory=dict)
     teacher: str = ""
     first_epoch: int = 0
+    loss: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON gives back unchanged."""
@@ -62,6 +64,7 @@ class RunIdentity:
             "regularizer": dict(self.regularizer),
             "teacher": self.teacher,
             "first_epoch": self.first_epoch,
+            "loss": self.loss,
             **config,
         }
         return dict(json.loads(json.dumps(plain)))

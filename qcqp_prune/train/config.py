@@ -25,7 +25,9 @@ class FinetuneConfig:
         schedule: "multistep" multiplies by `decay` at each of `milestones`, "cosine" falls to 0, "constant" stays.
         milestones: shares of all epochs, rounded to whole epochs.
         decay: factor at each milestone.
-        warmup: epochs over which the learning rate rises linearly from 0; may be a fraction.
+        warmup: epochs over which the learning rate rises linearly to `lr`, the whole run at most; may be a fraction. A
+            step has the rate that the rise has reached when it is done, so that none is one of 0; of a loader without a
+            length each epoch counts as one step.
         label_smoothing: of the cross-entropy, in [0, 1).
         distillation: weight w of a teacher in the loss ``(1 - w) CE + w T^2 KL(teacher || network)``, in [0, 1]; with
             0 there is no teacher.
@@ -131,17 +133,19 @@ class FinetuneConfig:
             words.append(f"gradients clipped to {self.grad_clip:g}")
         return ", ".join(words)
 
-    def learning_rate(self, epoch: float, epochs: int) -> float:
+    def learning_rate(self, epoch: float, epochs: int, step: float = 0.0) -> float:
         """Return the learning rate at a point of the run.
 
         Args:
             epoch: epochs done so far, with the fraction of the present one.
             epochs: of the whole run.
+            step: the fraction of an epoch that the step takes which begins there; it counts during the warm-up only.
         """
-        if epoch < self.warmup:
-            return self.lr * epoch / self.warmup
+        rise = min(self.warmup, epochs)
+        if epoch < rise:
+            return self.lr * min((epoch + step) / rise, 1.0)
         if self.schedule == "cosine":
-            share = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
+            share = (epoch - rise) / max(epochs - rise, 1e-9)
             return self.lr * (1 + math.cos(math.pi * min(share, 1.0))) / 2
         if self.schedule == "multistep":
             return self.lr * self.decay ** sum(epoch >= round(m * epochs) for m in self.milestones)

@@ -14,10 +14,11 @@ class EpochRecord:
         epoch: its number, from 1.
         lr: learning rate of its last step.
         loss: mean training loss over the samples, with distillation and without the penalty of a regulariser.
-        accuracy: share of training samples classified right, in train mode, in [0, 1].
+        accuracy: share of training samples classified right, in train mode, in [0, 1]; None where the targets are no
+            classes.
         validation_loss: mean loss on the validation loader, None without one; of the average of the weights where
             there is one.
-        validation_accuracy: accuracy there, in [0, 1], None without one.
+        validation_accuracy: accuracy there, in [0, 1], None without one, or where the targets are no classes.
         seconds: wall time, validation included.
         penalty: mean of what the regulariser added to the loss, None without one.
     """
@@ -25,7 +26,7 @@ class EpochRecord:
     epoch: int
     lr: float
     loss: float
-    accuracy: float
+    accuracy: float | None
     validation_loss: float | None
     validation_accuracy: float | None
     seconds: float

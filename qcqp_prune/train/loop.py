@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
+from torch.utils import _pytree as pytree
 
 from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.graph.batches import Call
+from qcqp_prune.graph.outputs import logits_of
+from qcqp_prune.importance.losses import Loss, loss_of
 from qcqp_prune.train.average import WeightAverage
-from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels
+from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels, right_among
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
 from qcqp_prune.train.checkpoint import RunIdentity, read_checkpoint, state_digest, write_checkpoint
 from qcqp_prune.train.config import FinetuneConfig
@@ -43,9 +47,10 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     regularizer: Regularizer | None = None,
     teacher: nn.Module | None = None,
+    loss: Loss | None = None,
     first_epoch: int = 0,
 ) -> TrainingHistory:
-    """Train a classifier on from the weights it has.
+    """Train a network on from the weights it has.
 
     Everything random is drawn anew for each epoch from `(config.seed, epoch)`: torch's generators, the generator of a
     `DataLoader`, and, through `set_epoch`, the order of a loader or sampler that has one. So a run that was killed and
@@ -56,8 +61,8 @@ def finetune(
     parameters are all frozen.
 
     Args:
-        model: maps inputs to logits (N, classes); changed in place.
-        loader: yields `(inputs, targets)`, targets (N,) int64.
+        model: maps inputs to logits (N, classes), alone or among other outputs (``logits_of``); changed in place.
+        loader: yields `(inputs, targets)`, targets (N,) int64, or what the loss takes.
         epochs: passes over the loader, in the whole run.
         config: the recipe; `FinetuneConfig()` where None.
         validation: a second loader, evaluated after each epoch.
@@ -67,6 +72,8 @@ def finetune(
         regularizer: a penalty that is added to the loss, such as `SPR` or `PSP`, made for this model.
         teacher: for `config.distillation`, a network of the same classes, such as the dense one; it runs in eval mode
             without gradients, and its modes and device come back.
+        loss: `loss(model(inputs), targets)`, a mean over samples, of a network that may return anything and targets of
+            any kind; cross-entropy where None.
         first_epoch: epochs draw what those from this number on draw, so that a run after another one sees new orders.
 
     Returns:
@@ -75,13 +82,15 @@ def finetune(
     Raises:
         TrainingError: nothing to train, nothing to train on, a target that is no class, a loss that is not finite, or a
             checkpoint of another run.
-        InvalidOptionError: `epochs` is not positive, distillation and teacher are not there together, or weights are
-            averaged under a regulariser.
+        InvalidOptionError: `epochs` is not positive, distillation and teacher are not there together, weights are
+            averaged under a regulariser, labels are smoothed for a loss of one's own, which does not take what the
+            network returns or gives no single number, or nobody can tell which of several outputs are the logits.
     """
     config = FinetuneConfig() if config is None else config
     if epochs < 1:
         raise InvalidOptionError(f"epochs is {epochs}; give a positive number.")
     require_teacher(config, model, teacher)
+    require_unsmoothed(config, loss)
     if config.ema and regularizer is not None:
         raise InvalidOptionError(
             f"ema is {config.ema} and there is a regularizer: in an average nothing has vanished; give ema=0 here, and "
@@ -102,6 +111,7 @@ def finetune(
         state = TrainingState(
             model, optimizer, epochs, batches=length_of(loader), regularizer=regularizer, teacher=teacher
         )
+        state.criterion = loss
         state.average = WeightAverage(model, config.ema) if config.ema else None
         parts = [part for part in (regularizer, state.average) if part is not None]
         identity = RunIdentity(
@@ -111,6 +121,7 @@ def finetune(
             {} if regularizer is None else regularizer.describe(),
             "" if teacher is None else state_digest(teacher),
             first_epoch,
+            "" if loss is None else getattr(loss, "__name__", type(loss).__name__),
         )
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
@@ -145,17 +156,18 @@ def _epoch(
     _train_mode(state.model)
     for callback in callbacks:
         callback.on_epoch_start(state)
-    loss_sum, penalty_sum, right, samples, lr = 0.0, 0.0, 0, 0, 0.0
-    for batch, (inputs, targets) in enumerate(batches_of(loader, device)):
+    loss_sum, penalty_sum, samples, lr = 0.0, 0.0, 0, 0.0
+    right: int | None = 0
+    for batch, (call, targets) in enumerate(batches_of(loader, device)):
         state.batch = batch
-        share = batch / state.batches if state.batches else 0.0
-        lr = config.learning_rate(state.epoch + min(share, 1.0), state.epochs)
+        share, step = (batch / state.batches, 1 / state.batches) if state.batches else (0.0, 1.0)
+        lr = config.learning_rate(state.epoch + min(share, 1.0), state.epochs, step)
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        logits = _step(state, inputs, targets, config, device)
+        found = _step(state, call, targets, config, device)
         loss_sum += state.loss * len(targets)
         penalty_sum += state.penalty * len(targets)
-        right += int((logits.argmax(dim=1) == targets).sum())
+        right = None if right is None or found is None else right + found
         samples += len(targets)
         for callback in callbacks:
             callback.on_batch_end(state)
@@ -166,13 +178,17 @@ def _epoch(
     if not all(bool(p.isfinite().all()) for p in state.model.parameters()):
         raise _diverged(state, "a weight is not finite")
     with nullcontext() if state.average is None else state.average.shown():
-        held_out = None if validation is None else evaluate(state.model, validation, device=str(device))
+        held_out = (
+            None
+            if validation is None
+            else evaluate(state.model, validation, loss=state.criterion, device=str(device))
+        )
     state.records.append(
         EpochRecord(
             epoch=state.epoch + 1,
             lr=lr,
             loss=loss_sum / samples,
-            accuracy=right / samples,
+            accuracy=None if right is None else right / samples,
             validation_loss=None if held_out is None else held_out.loss,
             validation_accuracy=None if held_out is None else held_out.accuracy,
             seconds=time.perf_counter() - start,
@@ -186,21 +202,30 @@ def _epoch(
 
 def _step(
     state: TrainingState,
-    inputs: tuple[Tensor, ...],
+    call: Call,
     targets: Tensor,
     config: FinetuneConfig,
     device: torch.device,
-) -> Tensor:
+) -> int | None:
+    """Take a step; how many samples were classified right before it, None where the targets are no classes."""
+    args, kwargs = call
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-        logits: Tensor = state.model(*inputs)
-    logits = logits.float()
-    require_labels(targets, logits)
-    loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        outputs = state.model(*args, **kwargs)
+    if state.criterion is None:
+        outputs = logits_of(outputs).float()
+        require_labels(targets, outputs)
+        right: int | None = int((outputs.argmax(dim=1) == targets).sum())
+        loss = F.cross_entropy(outputs, targets, label_smoothing=config.label_smoothing)
+    else:
+        outputs = pytree.tree_map_only(Tensor, _from_bfloat16, outputs) if config.bfloat16 else outputs
+        right = right_among(outputs, targets)
+        loss = loss_of(state.criterion, outputs, targets, "finetune")
     if state.teacher is not None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            taught = state.teacher(*inputs)
-        learned = distillation_loss(logits, taught.float(), config.temperature)
+            taught = state.teacher(*args, **kwargs)
+        taught = logits_of(taught).float()
+        learned = distillation_loss(logits_of(outputs).float(), taught, config.temperature)
         loss = (1 - config.distillation) * loss + config.distillation * learned
     state.loss = loss.item()
     if not math.isfinite(state.loss):
@@ -218,7 +243,25 @@ def _step(
         state.regularizer.after_step()
     if state.average is not None:
         state.average.update()
-    return logits.detach()
+    return right
+
+
+def require_unsmoothed(config: FinetuneConfig, loss: Loss | None) -> None:
+    """Refuse to smooth labels of which a loss of one's own knows nothing.
+
+    Raises:
+        InvalidOptionError: both are there.
+    """
+    if loss is not None and config.label_smoothing:
+        raise InvalidOptionError(
+            f"label_smoothing is {config.label_smoothing} and there is a loss: it is of the cross-entropy; smooth in "
+            "the loss, or give label_smoothing=0"
+        )
+
+
+def _from_bfloat16(x: Tensor) -> Tensor:
+    """What autocast made, in the precision that a loss is to be taken in."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _optimizer(config: FinetuneConfig, parameters: list[nn.Parameter]) -> Optimizer:

@@ -45,7 +45,8 @@ def test_every_name_scores_a_network(name: str, variant: str | None, net: Path, 
     assert section is not None
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))] * 3
     made = make_importance(section, batches)
-    with_numbers = {"random": "(0)", "output_change": f"(4, {variant == 'centred'}, 0)"}
+    centred = f"(samples=4, centred={variant == 'centred'}, seed=0)"
+    with_numbers = {"random": "(seed=0)", "output_change": centred}
     assert describe(made) == WORDS[name] + with_numbers.get(name, f"({variant})" if variant else "")
     torch.manual_seed(0)
     model = runpy.run_path(str(net))["Net"]()
@@ -75,8 +76,14 @@ def test_what_is_made_of_an_importance(run, net: Path, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(HEAD + 'name = "random"\nseed = 5\nnormalise = "group"\nconcave = 0\n')
     section = read_config(tmp_path / "job.toml").importance
     assert section == ImportanceSection("random", seed=5, normalise="group", concave=0.0)
-    assert describe(make_importance(section)) == "Concave(Normalised(Random(5), group), 0.0)"
+    assert describe(make_importance(section)) == "Concave(Normalised(Random(seed=5), group), power=0.0)"
     assert parse_importance("random:5") == ImportanceSection("random", seed=5)
+
+
+@pytest.mark.parametrize(("data", "name"), [("", "magnitude"), ('[data]\nname = "digits"\n', "calibrated")])
+def test_a_table_without_a_name_is_of_the_default(data: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text(HEAD + "concave = 0.5\n" + data)
+    assert read_config(tmp_path / "job.toml").importance == ImportanceSection(name, concave=0.5)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +95,7 @@ def test_what_is_made_of_an_importance(run, net: Path, tmp_path: Path) -> None:
         ('name = "magnitude"\nnormalise = "filter"', "importance.normalise"),
         ('name = "magnitude"\nconcave = 2', "give a power from 0"),
         ('name = "taylor"\nbatches = 0', "give at least 1"),
+        ('variant = "l2"', "calibrated:l2: leave the variant out"),
     ],
 )
 def test_refusals(tmp_path: Path, lines: str, message: str) -> None:

@@ -240,8 +240,8 @@ def test_less_than_nothing_has_no_concave_function() -> None:
 
 def test_importances_in_words() -> None:
     nested = qp.Concave(qp.Normalised(qp.Taylor(batches_for(Dense), form="gate")), 0.25)
-    assert describe(nested) == "Concave(Normalised(Taylor(gate), layer), 0.25)"
-    assert describe(qp.Random(7)) == "Random(7)"
+    assert describe(nested) == "Concave(Normalised(Taylor(gate), layer), power=0.25)"
+    assert describe(qp.Random(7)) == "Random(seed=7)"
 
 
 def test_columns_keep_their_pairs() -> None:

@@ -217,6 +217,72 @@ def test_bad_data_are_refused(name: str) -> None:
         SCORERS[name](batches_for(Dense))(model, graph)
 
 
+class Told(Dense):
+    """Two outputs under names."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = super().forward(x)
+        return {"size": y.square().sum(1), "logits": y}
+
+
+WITH_LOSS = {
+    "weight": qp.Taylor,
+    "gate": lambda b, loss=None: qp.Taylor(b, loss, "gate"),
+    "fisher": qp.Fisher,
+    "calibrated": qp.Calibrated,
+}
+
+
+@pytest.mark.parametrize("name", ["weight", "gate", "fisher"])
+def test_without_a_loss_it_is_of_the_logits_among_the_outputs(name: str) -> None:
+    plain, graph = traced(Dense)
+    told, its_graph = traced(Told)
+    told.load_state_dict(plain.state_dict())
+    data = batches_for(Dense)
+    expected = WITH_LOSS[name](data)(plain, graph)
+    found = WITH_LOSS[name](data)(told, its_graph)
+    ones = np.ones(graph.unit_count, np.bool_)
+    np.testing.assert_array_equal(found.unary, expected.unary)
+    assert found.evaluate(ones) == expected.evaluate(ones)
+
+
+def vector(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+def shaky(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.mse_loss(outputs, targets[:, :7])  # class numbers have one dimension
+
+
+@pytest.mark.parametrize("name", WITH_LOSS)
+def test_a_loss_that_cannot_be_used_is_refused(name: str) -> None:
+    """In words that name the loss, whatever PyTorch says of it."""
+    who = {"weight": "Taylor", "gate": "Taylor"}.get(name, name.title())
+    told, graph = traced(Told)
+    data = batches_for(Dense)
+    with pytest.raises(
+        qp.InvalidOptionError, match=rf"{who}: the loss cross_entropy does not take a dict .*TypeErr"
+    ):
+        WITH_LOSS[name](data, loss=F.cross_entropy)(told, graph)
+    plain, graph = traced(Dense)
+    with pytest.raises(
+        qp.InvalidOptionError, match=rf"{who}: the loss shaky does not take .*IndexError.*give loss=f"
+    ):
+        WITH_LOSS[name](data, loss=shaky)(plain, graph)
+    if name != "fisher":  # which asks for one sample at a time, of which a vector has one number
+        with pytest.raises(qp.InvalidOptionError, match=rf"{who}: the loss vector returns .* single number"):
+            WITH_LOSS[name](data, loss=vector)(plain, graph)
+    else:
+        found = WITH_LOSS[name](data, loss=vector)(plain, graph)
+        np.testing.assert_array_equal(found.unary, WITH_LOSS[name](data)(plain, graph).unary)
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    model, graph = traced(Dense)
+    with pytest.raises(qp.InvalidOptionError, match="no gradient towards any weight"):
+        qp.Taylor(batches_for(Dense), lambda y, t: F.cross_entropy(y.detach(), t))(model, graph)
+
+
 def test_what_has_no_meaning_is_refused() -> None:
     with pytest.raises(qp.InvalidOptionError, match="choose weight or gate"):
         qp.Taylor([], form="filter")  # type: ignore[arg-type]

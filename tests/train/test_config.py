@@ -30,6 +30,29 @@ def test_cosine_falls_from_the_end_of_the_warmup_to_zero() -> None:
     assert config.learning_rate(10, 10) == pytest.approx(0.0)
 
 
+def test_a_step_of_the_warmup_has_the_rate_at_its_end() -> None:
+    config = FinetuneConfig(lr=0.4, schedule="cosine", warmup=2.0)
+    assert [config.learning_rate(k / 2, 10, 0.5) for k in range(5)] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4, 0.4]
+    )
+    assert config.learning_rate(6, 10, 0.5) == config.learning_rate(6, 10)  # after it the step does not count
+    assert FinetuneConfig(warmup=0.5).learning_rate(0, 1, 1.0) == 0.01  # never above the highest rate
+
+
+def test_a_warmup_takes_the_whole_run_at_most() -> None:
+    config = FinetuneConfig(lr=0.4, schedule="cosine", warmup=50.0)
+    assert [config.learning_rate(k / 4, 1, 0.25) for k in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "multistep", "constant"])
+def test_without_a_warmup_the_length_of_a_step_does_not_count(schedule: Any) -> None:
+    config = FinetuneConfig(lr=0.4, schedule=schedule)
+    for epoch in (0, 0.25, 1, 2.75):
+        assert config.learning_rate(epoch, 3, 0.25) == config.learning_rate(epoch, 3)
+    if schedule == "cosine":
+        assert config.learning_rate(0.75, 3, 0.25) == 0.4 * (1 + math.cos(math.pi * 0.25)) / 2
+
+
 def test_constant_stays() -> None:
     assert {FinetuneConfig(schedule="constant").learning_rate(e, 5) for e in range(5)} == {0.01}
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train import evaluate, recalibrate_batch_norm
+from qcqp_prune.train.batches import first_batch
 
 
 def test_evaluation_by_hand() -> None:
@@ -34,6 +37,29 @@ def test_evaluation_runs_in_eval_mode_and_restores_the_modes() -> None:
 def test_evaluation_of_nothing_is_refused() -> None:
     with pytest.raises(TrainingError, match="nothing to evaluate"):
         evaluate(nn.Identity(), [])
+
+
+class Counted:
+    """A loader that counts its passes, as those do whose order changes from one to the next."""
+
+    epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epoch += 1
+        yield from batches()
+
+
+def test_a_look_at_the_first_batch_leaves_no_trace() -> None:
+    dataset = TensorDataset(torch.arange(64.0), torch.arange(64))
+    own = DataLoader(dataset, 16, shuffle=True, generator=torch.Generator().manual_seed(3))
+    counted = Counted()
+    state, its_state = torch.get_rng_state(), own.generator.get_state()
+    for loader in (own, DataLoader(dataset, 16, shuffle=True), counted):
+        assert len(first_batch(loader)) == 1
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(own.generator.get_state(), its_state)
+    assert counted.epoch == 0
+    assert first_batch([]) == []
 
 
 # batch norm

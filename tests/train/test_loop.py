@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.train import Callback, FinetuneConfig, TrainingState, evaluate, finetune
+from qcqp_prune.train.batches import Loader
 
 
 def blobs(count: int = 60, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -254,9 +258,176 @@ def test_a_loader_without_length_works() -> None:
     assert len(finetune(small(), Stream(), epochs=2).epochs) == 2
 
 
+class Rates(Callback):
+    """Writes down the learning rate of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_batch_end(self, state: TrainingState, /) -> None:
+        self.seen.append(state.optimizer.param_groups[0]["lr"])
+
+
+class Unsized:
+    """A loader without a length."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(blobs())
+
+
+@pytest.mark.parametrize(
+    ("loader", "expected"),
+    [
+        (blobs(), [*(0.1 * k / 4.5 for k in (1, 2, 3, 4)), 0.1, 0.1]),  # 1.5 epochs of 3 steps
+        (blobs(20), [0.1 / 1.5, 0.1, 0.1]),
+        (Unsized(), [0.1 / 1.5] * 3 + [0.1] * 6),
+    ],
+)
+def test_no_step_of_a_warmup_is_one_of_rate_zero(loader: Loader, expected: list[float]) -> None:
+    rates = Rates()
+    config = FinetuneConfig(lr=0.1, schedule="constant", warmup=1.5)
+    finetune(small(), loader, epochs=3, config=config, callbacks=[rates])
+    assert rates.seen[: len(expected)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loader", [blobs(20), Unsized()])
+def test_one_epoch_of_the_recommended_recipe_trains(loader: Loader) -> None:
+    model = small()
+    before = model[0].weight.detach().clone()
+    finetune(model, loader, epochs=1, config=FinetuneConfig.recommended(model))
+    assert not torch.equal(model[0].weight, before)
+
+
 def test_zero_epochs_are_refused() -> None:
     with pytest.raises(InvalidOptionError, match="epochs is 0"):
         finetune(small(), blobs(), epochs=0)
+
+
+class Answer:
+    """Like the outputs of transformers' models, which are no tensors and have no tensor's methods."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.loss, self.hidden, self.logits = None, logits * 2, logits
+
+
+class Returning(nn.Module):
+    """What `small` computes, in a container."""
+
+    def __init__(self, wrap: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.wrap = small(), wrap
+
+    def forward(self, x: Tensor) -> object:
+        return self.wrap(self.net(x))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Answer,
+        lambda y: {"hidden": y * 2, "logits": y},
+        lambda y: (y,),
+        lambda y: {"out": y, "classes": y.argmax(1)},
+    ],
+    ids=["attribute", "key", "tuple", "one float"],
+)
+def test_logits_are_found_among_the_outputs(wrap: Callable[[Tensor], object]) -> None:
+    plain, wrapped = small(), Returning(wrap)
+    config = FinetuneConfig(lr=0.1, distillation=0.5)
+    mine = finetune(wrapped, blobs(), epochs=2, config=config, validation=blobs(), teacher=Returning(wrap))
+    theirs = finetune(plain, blobs(), epochs=2, config=config, validation=blobs(), teacher=small())
+    assert [replace(r, seconds=0) for r in mine.epochs] == [replace(r, seconds=0) for r in theirs.epochs]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), wrapped.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("wrap", [lambda y: (y * 2, y), lambda y: {"classes": y.argmax(1)}])
+def test_outputs_that_may_be_logits_or_not_are_refused(wrap: Callable[[Tensor], object]) -> None:
+    model = Returning(wrap)
+    for run in (finetune, evaluate):
+        with pytest.raises(
+            InvalidOptionError, match=r"tensors of floating numbers and none called logits: let"
+        ):
+            run(model, blobs())
+
+
+# a loss of one's own
+
+
+def measured(count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    """Numbers to be predicted, two for each point."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 20, 2, generator=generator)
+    return [(b, torch.stack([b.sum(1), b[:, 0] - 3], 1)) for b in x]
+
+
+def test_steps_of_a_loss_of_ones_own_are_its_gradients() -> None:
+    """d/dW of the mean squared error is 2 (x W^T - t)^T x / (2 N)."""
+    model = nn.Linear(2, 2, bias=False)
+    start = model.weight.detach().numpy().copy()
+    x, t = (part.numpy() for part in measured(1)[0])
+    config = FinetuneConfig(
+        lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0, schedule="constant", device="cpu"
+    )
+    history = finetune(model, measured(1), epochs=1, config=config, loss=F.mse_loss, validation=measured(1))
+    errors = x @ start.T - t
+    expected = start - 0.5 * errors.T @ x / len(x)
+    np.testing.assert_allclose(model.weight.detach().numpy(), expected, atol=1e-6)
+    (record,) = history.epochs
+    assert record.loss == pytest.approx(np.square(errors).mean(), rel=1e-5)
+    assert record.validation_loss == pytest.approx(np.square(x @ expected.T - t).mean(), rel=1e-5)
+    assert (record.accuracy, record.validation_accuracy) == (None, None)
+    assert finetune(small(), measured(), epochs=20, loss=F.mse_loss).epochs[-1].loss < 4.0
+
+
+def test_a_loss_of_classes_has_an_accuracy_too() -> None:
+    def twice(outputs: Tensor, targets: Tensor) -> Tensor:
+        return 2 * F.cross_entropy(outputs, targets)
+
+    model = small()
+    plain, doubled = evaluate(model, blobs()), evaluate(model, blobs(), loss=twice)
+    assert doubled.accuracy == plain.accuracy
+    assert doubled.loss == pytest.approx(2 * plain.loss)
+    history = finetune(model, blobs(), epochs=20, config=FinetuneConfig(lr=0.1), loss=twice)
+    assert history.epochs[-1].accuracy == 1.0
+
+
+def test_a_loss_is_a_mean_over_samples_and_not_over_batches() -> None:
+    (x, t) = measured(1)[0]
+    parts = [(x[:3], t[:3]), (x[3:], t[3:])]
+    whole = evaluate(nn.Identity(), [(x, t)], loss=F.mse_loss).loss
+    assert evaluate(nn.Identity(), parts, loss=F.mse_loss).loss == pytest.approx(whole)
+
+
+def test_a_loss_is_given_all_outputs_and_not_those_of_autocast() -> None:
+    seen: list[torch.dtype] = []
+
+    def of_both(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        seen.extend(x.dtype for x in outputs.values())
+        return F.mse_loss(outputs["mean"], targets) + outputs["size"].mean()
+
+    model = Returning(lambda y: {"mean": y, "size": y.square()})
+    finetune(model, measured(), epochs=1, config=FinetuneConfig(bfloat16=True), loss=of_both)
+    assert set(seen) == {torch.float32}
+    assert len(seen) == 6
+
+
+def test_a_run_goes_on_with_its_own_loss_only(tmp_path: Path) -> None:
+    finetune(small(), measured(), epochs=1, loss=F.mse_loss, checkpoint=tmp_path / "run")
+    assert (
+        finetune(small(), measured(), epochs=1, loss=F.mse_loss, checkpoint=tmp_path / "run").resumed_at == 1
+    )
+    with pytest.raises(TrainingError, match="loss was 'mse_loss' and is now 'l1_loss'"):
+        finetune(small(), measured(), epochs=1, loss=F.l1_loss, checkpoint=tmp_path / "run")
+
+
+def test_a_loss_that_cannot_be_used_is_refused() -> None:
+    with pytest.raises(InvalidOptionError, match=r"label_smoothing is 0\.1 and there is a loss"):
+        finetune(small(), measured(), config=FinetuneConfig(label_smoothing=0.1), loss=F.mse_loss)
+    for run, name in ((finetune, "finetune"), (evaluate, "evaluate")):
+        with pytest.raises(InvalidOptionError, match=f"{name}: the loss cross_entropy does not take"):
+            run(small(), [(torch.zeros(4, 2), torch.zeros(4, 3))], loss=F.cross_entropy)
+        with pytest.raises(TrainingError, match="or a loss of your own: loss=torch"):
+            run(small(), measured())
 
 
 def test_an_unknown_device_is_refused() -> None:
