@@ -259,7 +259,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=_is_value)
     out = node.target(*plain_args, **plain_kwargs)  # type: ignore[operator]
     if name in CONSTANTS:
-        return Value(out, repeated=frozenset(range(-out.ndim, 0)))
+        return Value(out, copies=torch.zeros((), dtype=torch.long, device=out.device).expand(out.shape))
     return pytree.tree_map_only(Tensor, Value, out)
 
 

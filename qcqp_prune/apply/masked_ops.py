@@ -23,14 +23,14 @@ from qcqp_prune.graph.ops.reductions import ORDERED
 class Value:
     """A tensor at full size and which of its entries are kept: same shape, bool, or None for all.
 
-    ``follows``, ``repeated`` and ``uneven`` are for sums, see ``masked_sums``; ``uneven`` tells that the operands of
+    ``follows``, ``copies`` and ``uneven`` are for sums, see ``masked_sums``; ``uneven`` tells that the operands of
     one keep different entries.
     """
 
     value: Tensor
     mask: Tensor | None = None
     follows: Tensor | None = None
-    repeated: frozenset[int] = frozenset()
+    copies: Tensor | None = None
     uneven: bool = False
 
 

@@ -26,7 +26,7 @@ PRODUCTS = {
 }
 """Batched products, and which of their arguments are multiplied."""
 
-_VIEWS = {
+VIEWS = {
     "view",
     "reshape",
     "_unsafe_view",
@@ -87,7 +87,7 @@ def _carried(user: Node, source: Node, places: Places) -> Places | None:
     before, after = _shape(source), _shape(user)
     if before is None or after is None:
         return None
-    if name in _VIEWS:
+    if name in VIEWS:
         return _through_view(before, after, places)
     if name == "permute":
         order = [int(d) % len(before) for d in argument(user, "dims")]
