@@ -13,6 +13,7 @@ from qcqp_prune.graph.blocks import blocks
 from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.heads import PRODUCTS, VIEWS
 from qcqp_prune.graph.ops import joins, norms, pooling
+from qcqp_prune.graph.ops.lookups import where_filled
 from qcqp_prune.graph.walk import is_pointwise, op_name
 
 Kept = list[BoolArray]
@@ -69,7 +70,9 @@ def _apart(node: Node, positions: Positions) -> list[Node]:
     users: dict[bytes, list[Node]] = {}
     for user in node.users:
         if user in positions.kept:
-            wanted = [_joined_by(user, along, dim - len(own), positions) for dim, along in enumerate(own)]
+            wanted = [
+                _joined_by(node, user, along, dim - len(own), positions) for dim, along in enumerate(own)
+            ]
             users.setdefault(b"".join(along.tobytes() for along in wanted), []).append(user)
     out = [node]
     for others in list(users.values())[1:]:
@@ -86,21 +89,23 @@ def _joined(node: Node, own: Kept, back: int, positions: Positions) -> BoolArray
     """Positions along one dimension, counted from the right as joins align, given all that comes later."""
     along = own[back]
     for user in node.users:
-        along = _joined_by(user, along, back, positions)
+        along = _joined_by(node, user, along, back, positions)
     return along
 
 
-def _joined_by(user: Node, along: BoolArray, back: int, positions: Positions) -> BoolArray:
-    after = _decides(user, back, positions.kept, positions.joined)
+def _joined_by(node: Node, user: Node, along: BoolArray, back: int, positions: Positions) -> BoolArray:
+    after = _decides(node, user, back, positions)
     joins = after is not None and len(after) >= -back and after[back].shape == along.shape
     return along & after[back] if joins else along  # type: ignore[index]
 
 
-def _decides(user: Node, back: int, kept: dict[Node, Any], joined: dict[Node, Kept]) -> Kept | None:
+def _decides(node: Node, user: Node, back: int, positions: Positions) -> Kept | None:
     """The tensor whose positions those of a user's operand go with; None where there is none."""
     if user.op != "call_function":
         return None
-    name = op_name(user)
+    name, kept, joined = op_name(user), positions.kept, positions.joined
+    if name == "aten::index_put":
+        return _filled(node, user, positions)
     if name == "aten::scaled_dot_product_attention":  # heads of a mask are those of the queries
         queries: Kept = kept[user.args[0]]  # type: ignore[index]
         return queries if back < -2 else None
@@ -108,6 +113,15 @@ def _decides(user: Node, back: int, kept: dict[Node, Any], joined: dict[Node, Ke
     if repeats or name in _LAYOUT_KEPT or is_pointwise(user):
         return joined.get(user)
     return _turned_back(user, name, joined[user], kept) if user in joined else None
+
+
+def _filled(node: Node, user: Node, positions: Positions) -> Kept | None:
+    """Of ``a[condition] = value`` what goes with the positions of ``a``, or with those that the condition covers."""
+    found = where_filled(user)
+    if found is None or node not in (user.args[0], found[0]):
+        return None
+    first = 0 if node is user.args[0] else found[1]
+    return positions.joined[user][first : first + len(positions.kept[node])]
 
 
 def _turned_back(user: Node, name: str, after: Kept, kept: dict[Node, Any]) -> Kept | None:

@@ -74,6 +74,11 @@ def _merged(scores: Tensor, mask: Tensor) -> Tensor:
     return (scores.flatten(0, 1) + mask).unflatten(0, (-1, HEADS))
 
 
+def _set(scores: Tensor, where: Any) -> Tensor:
+    scores[where] = -1e9
+    return scores
+
+
 MASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "expanded": (
         lambda p: _low(p)[:, None, None].expand(-1, HEADS, TOKENS, -1),
@@ -86,6 +91,22 @@ MASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Te
     "repeated": (
         lambda p: p[:, None, None].repeat(1, HEADS, TOKENS, 1),
         lambda scores, mask: scores.masked_fill(mask, -1e9),
+    ),
+    "filled in place": (
+        lambda p: torch.ones(TOKENS, TOKENS).tril() == 0,
+        lambda scores, mask: scores.masked_fill_(mask, float("-inf")),
+    ),
+    "filled where it is expanded": (
+        lambda p: p[:, None, None],
+        lambda scores, mask: _set(scores, mask.expand_as(scores)),
+    ),
+    "filled where it is repeated": (
+        lambda p: p[:, None, None].repeat(1, HEADS, TOKENS, 1),
+        _set,
+    ),
+    "filled over the tokens": (
+        lambda p: torch.ones(TOKENS, TOKENS).tril() == 0,
+        lambda scores, mask: _set(scores, (slice(None), slice(None), mask)),
     ),
     "tiled": (
         lambda p: p[:, None, None].tile(HEADS, 1, 1),
