@@ -359,7 +359,7 @@ _SAME = [
 ]
 _NEUTRAL = {"sum": 0.0, "prod": 1.0, "amax": -math.inf, "max": -math.inf, "amin": math.inf, "min": math.inf}
 _NEUTRAL |= {"logsumexp": -math.inf}
-_LIKE = ["zeros_like", "ones_like", "full_like"]
+_LIKE = ["zeros_like", "ones_like", "full_like", "empty_like"]
 
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": move for name in _MOVES},
