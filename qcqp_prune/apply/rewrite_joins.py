@@ -106,6 +106,8 @@ def _decides(node: Node, user: Node, back: int, positions: Positions) -> Kept | 
     name, kept, joined = op_name(user), positions.kept, positions.joined
     if name == "aten::index_put":
         return _filled(node, user, positions)
+    if name == "aten::gather":  # there are as many results as numbers
+        return joined.get(user) if node is user.args[2] else None
     if name == "aten::scaled_dot_product_attention":  # heads of a mask are those of the queries
         queries: Kept = kept[user.args[0]]  # type: ignore[index]
         return queries if back < -2 else None

@@ -58,6 +58,11 @@ def _set(y: Tensor, channels: Any, value: float) -> Tensor:
     return y
 
 
+def _order(y: Tensor) -> Tensor:
+    """In which order columns of the plane are, by their means, (samples, 1, 1, columns)."""
+    return y.mean((1, 2))[:, None, None].argsort(-1)
+
+
 def _cast(m: Any, y: Tensor, *, enabled: bool) -> Tensor:
     """Two regions, one within the other."""
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -134,6 +139,11 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     ),
     "look-ups in the plane": lambda m, y: (
         y.index_select(2, torch.arange(5, -1, -1)) + y.gather(3, (y > 0).long())
+    ),
+    "look-ups by numbers that are repeated": lambda m, y: (
+        y.gather(3, _order(y).expand(-1, y.shape[1], 6, -1))
+        + y.gather(3, _order(y).repeat(1, 8, 6, 1))
+        + y.gather(3, _order(y[:, :, 1:]).expand(-1, 8, 6, -1))
     ),
     "sums by number in the plane": lambda m, y: y.index_add(
         2, torch.tensor([4, 0, 4]), y[:, :, :3].sin(), alpha=2

@@ -41,6 +41,7 @@ def gather(walk: Walk, node: Node) -> Axes:
     source, index = walk.arg(node, "self"), walk.arg(node, "index")
     axes, shape = walk.axes(source), walk.shape(node)
     dim = int(walk.arg(node, "dim")) % max(len(axes), 1)
+    repeated = walk.repeated.get(index, {})
     out: Axes = []
     for d, (labels, own) in enumerate(zip(axes, walk.axes(index), strict=True)):
         if d == dim:
@@ -49,6 +50,10 @@ def gather(walk: Walk, node: Node) -> Axes:
             out.append(None)
         else:
             part = None if labels is None else labels[: shape[d]]
+            if d - len(axes) in repeated:
+                copies.tie(walk, part, [repeated[d - len(axes)]])
+                out.append(part)
+                continue
             out.append(walk.table.merge(part, own, "looked up by numbers that no handler could follow"))
     return out
 
