@@ -61,7 +61,7 @@ def filled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     """``a[condition] = value``: an entry is kept where both it and its condition are."""
     out, source = _run(target, args, kwargs), args[0]
     chosen = [d for d, index in enumerate(args[1]) if index is not None]
-    condition = args[1][chosen[0]] if chosen else None
+    condition: Any = args[1][chosen[0]] if chosen else None
     mask = source.mask
     if len(chosen) == 1 and condition.value.dtype == torch.bool and args[2].value.numel() == 1:
         if condition.mask is not None:

@@ -167,5 +167,7 @@ def _before_view(before: Kept, after: Kept) -> Kept:
             flat = np.logical_and.outer(flat, after[d]).reshape(-1)
         table = flat.reshape([len(before[d]) for d in old])
         for d in old:
-            out[d] = table.any(tuple(k for k in range(len(old)) if old[k] != d))
+            out[d] = np.any(
+                table, axis=tuple(k for k in range(len(old)) if old[k] != d), keepdims=True
+            ).reshape(-1)
     return out
