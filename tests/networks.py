@@ -213,7 +213,7 @@ def anew(inputs: Any, seed: int) -> tuple[Tensor, ...]:
     return tuple(
         torch.randn(x.shape, generator=generator)
         if x.is_floating_point()
-        else torch.randint(0, int(x.max()) + 1, x.shape, generator=generator)
+        else torch.randint(0, int(x.max()) + 1, x.shape, generator=generator).to(x.dtype)
         for x in (inputs if isinstance(inputs, tuple) else (inputs,))
     )
 

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from qcqp_prune.apply.masked_complex import COMPLEX
 from qcqp_prune.apply.masked_lookups import LOOKUPS
 from qcqp_prune.apply.masked_norms import NORMS
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
@@ -42,7 +43,7 @@ Hook = Callable[[Node, Any], None]
 
 _ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 
-_TABLES = (SUMS, RULES, NORMS, PRODUCTS, LOOKUPS, WINDOWS, RECURRENT)
+_TABLES = (SUMS, RULES, NORMS, PRODUCTS, LOOKUPS, WINDOWS, RECURRENT, COMPLEX)
 
 
 def masked(model: nn.Module, graph: ChannelGraph, masks: Masks) -> MaskedNetwork:
@@ -259,7 +260,7 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
     plain_args, plain_kwargs = pytree.tree_map_only(Value, _plain, (args, kwargs), is_leaf=_is_value)
     out = node.target(*plain_args, **plain_kwargs)  # type: ignore[operator]
     if name in CONSTANTS:
-        return Value(out, repeated=frozenset(range(-out.ndim, 0)))
+        return Value(out, copies=torch.zeros((), dtype=torch.long, device=out.device).expand(out.shape))
     return pytree.tree_map_only(Tensor, Value, out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qcqp_prune.apply.masked_ops import Rule, Value, _argument, _both, _hold, _run, _values
@@ -56,10 +57,28 @@ def added(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
     return _hold(out, None if across is None else across.expand(out.shape))
 
 
+def filled(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """``a[condition] = value``: an entry is kept where both it and its condition are."""
+    out, source = _run(target, args, kwargs), args[0]
+    chosen = [d for d, index in enumerate(args[1]) if index is not None]
+    condition: Any = args[1][chosen[0]] if chosen else None
+    mask = source.mask
+    if len(chosen) == 1 and condition.value.dtype == torch.bool and args[2].value.numel() == 1:
+        if condition.mask is not None:
+            after = out.ndim - chosen[0] - condition.mask.ndim
+            mask = _both(mask, condition.mask[(..., *[None] * after)].expand(out.shape))
+    elif any(v.mask is not None for v in _values((args, kwargs))):
+        raise UnsupportedOpError(
+            "a write by number of which some positions are pruned: pass the layer in ignored_layers"
+        )
+    return _hold(out, mask)
+
+
 LOOKUPS: dict[str, Rule] = {
     "aten::index": indexed,
     "aten::index_select": indexed,
     "aten::gather": gathered,
     "aten::embedding": embedding,
     "aten::index_add": added,
+    "aten::index_put": filled,
 }

@@ -23,14 +23,14 @@ from qcqp_prune.graph.ops.reductions import ORDERED
 class Value:
     """A tensor at full size and which of its entries are kept: same shape, bool, or None for all.
 
-    ``follows``, ``repeated`` and ``uneven`` are for sums, see ``masked_sums``; ``uneven`` tells that the operands of
+    ``follows``, ``copies`` and ``uneven`` are for sums, see ``masked_sums``; ``uneven`` tells that the operands of
     one keep different entries.
     """
 
     value: Tensor
     mask: Tensor | None = None
     follows: Tensor | None = None
-    repeated: frozenset[int] = frozenset()
+    copies: Tensor | None = None
     uneven: bool = False
 
 
@@ -359,7 +359,7 @@ _SAME = [
 ]
 _NEUTRAL = {"sum": 0.0, "prod": 1.0, "amax": -math.inf, "max": -math.inf, "amin": math.inf, "min": math.inf}
 _NEUTRAL |= {"logsumexp": -math.inf}
-_LIKE = ["zeros_like", "ones_like", "full_like"]
+_LIKE = ["zeros_like", "ones_like", "full_like", "empty_like"]
 
 RULES: dict[str, Rule] = {
     **{f"aten::{name}": move for name in _MOVES},

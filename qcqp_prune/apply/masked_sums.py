@@ -2,7 +2,9 @@
 
 An entry of a sum is kept where any operand keeps it. Some entries follow instead of deciding: zeros of a padding,
 parameters, and a tensor that is broadcast along channels are there whatever is removed, and go with what they are
-added to. ``Value.follows`` marks them, ``Value.repeated`` the dimensions along which a tensor is a copy of one entry.
+added to. ``Value.follows`` marks them. ``Value.copies`` gives for each entry of a tensor that was broadcast the number
+of the entry that it is a copy of, wherever it was moved since: where copies of one entry meet both kept and removed
+entries, that tensor follows.
 """
 
 from __future__ import annotations
@@ -15,7 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from qcqp_prune.apply.masked_ops import Rule, Value, constant_pad, item, matrix, move, per_channel, pointwise
+from qcqp_prune.apply.masked_ops import (
+    Rule,
+    Value,
+    constant_pad,
+    item,
+    like,
+    matrix,
+    move,
+    per_channel,
+    pointwise,
+)
 from qcqp_prune.graph.channels import KeptSum
 from qcqp_prune.graph.walk import ADDITIONS
 
@@ -67,7 +79,7 @@ def marked(rule: Rule, target: Any, call: tuple[tuple[Any, ...], Mapping[str, An
         padded = torch.nn.functional.pad(before.to(torch.float32), args[1], value=1.0)
         return replace(out, follows=padded.to(out.value.device) > 0)
     if isinstance(out, Value):
-        out = replace(out, repeated=_repeated(target, rule, values, out))
+        out = replace(out, copies=_copies(target, rule, (args, dict(kwargs)), out))
     if all(v.follows is None for v in values):
         return out
     if rule is move:
@@ -114,33 +126,74 @@ def _is_value(x: Any) -> bool:
 
 
 def _follows(value: Value, shape: torch.Size, others: list[Tensor]) -> Tensor:
-    """Which entries of an operand follow; all of them where it is one entry along what the others prune."""
-    dims = _broadcast_dims(value, shape) | value.repeated
-    if any(_varies(mask, d) for mask in others for d in dims):
+    """Which entries of an operand follow; all of them where copies of one entry meet what the others prune and keep."""
+    copies = _origins(value, shape)
+    if copies is not None and any(_parts(copies, mask) for mask in others):
         return torch.ones(shape, dtype=torch.bool, device=value.value.device)
     return _marks(value).expand(shape)
 
 
-def _broadcast_dims(value: Value, shape: torch.Size) -> frozenset[int]:
-    own = value.value.shape
-    return frozenset(d for d in range(-len(shape), 0) if shape[d] > 1 and (len(own) < -d or own[d] == 1))
+def _origins(value: Value, shape: torch.Size) -> Tensor | None:
+    """The numbers of the entries that a tensor, broadcast to a shape, has copies of; None where each is there once."""
+    if value.copies is None and value.value.shape == shape:
+        return None
+    return _numbers(value).expand(shape)
+
+
+def _numbers(value: Value) -> Tensor:
+    """For each entry of a tensor the number of the entry that it is a copy of."""
+    if value.copies is not None:
+        return value.copies
+    return torch.arange(value.value.numel(), device=value.value.device).reshape(value.value.shape)
+
+
+def _parts(copies: Tensor, mask: Tensor) -> bool:
+    """Whether a mask keeps some copies of an entry and removes others."""
+    if bool(mask.all()):
+        return False
+    kept, removed = (torch.zeros(int(copies.max()) + 1, dtype=torch.bool, device=mask.device) for _ in "kr")
+    kept[copies[mask]] = True
+    removed[copies[~mask]] = True
+    return bool((kept & removed).any())
 
 
 def _varies(mask: Tensor, dim: int) -> bool:
     return bool((mask != mask.narrow(dim, 0, 1)).any())
 
 
-def _repeated(target: Any, rule: Rule, values: list[Value], out: Value) -> frozenset[int]:
-    """Dimensions of a result, from the end, along which it is a copy of one entry."""
-    shape = out.value.shape
-    if target._schema.name in ("aten::expand", "aten::expand_as"):
-        return _broadcast_dims(values[0], shape) | values[0].repeated
-    if rule is per_channel and len(values) == 1:
-        return values[0].repeated
+def _copies(
+    target: Any, rule: Rule, call: tuple[tuple[Any, ...], dict[str, Any]], out: Value
+) -> Tensor | None:
+    """For each entry of a result the number of the entry that it is a copy of; None where each is there once."""
+    values = [x for x in pytree.tree_leaves(call, is_leaf=_is_value) if isinstance(x, Value)]
+    shape, name = out.value.shape, target._schema.name
+    if name in ("aten::expand", "aten::expand_as"):
+        return _origins(values[0], shape)
+    if rule in (per_channel, like) and len(values) == 1:
+        return values[0].copies
+    if rule is move and len(values) == 1:
+        if values[0].copies is None and name not in ("aten::repeat", "aten::tile"):
+            return None
+        args, kwargs = pytree.tree_map_only(Value, lambda v: Value(_numbers(v)), call, is_leaf=_is_value)
+        moved: Tensor = move(target, args, kwargs).value
+        return moved
     if rule is not pointwise and rule is not addition:
-        return frozenset()
-    along = [_broadcast_dims(v, shape) | v.repeated for v in values]
-    return frozenset.intersection(*along) if along else frozenset()
+        return None
+    return _common(values, shape)
+
+
+def _common(values: list[Value], shape: torch.Size) -> Tensor | None:
+    """Entries of a result are copies of one where all operands have copies of one there."""
+    if any(v.copies is None and v.value.shape == shape for v in values):
+        return None
+    common: Tensor | None = None
+    for numbers in (_numbers(v).expand(shape) for v in values):
+        if common is None:
+            common = numbers
+        elif bool(numbers.any()):
+            pairs = common * (int(numbers.max()) + 1) + numbers
+            common = torch.unique(pairs, return_inverse=True)[1].reshape(pairs.shape)
+    return common
 
 
 SUMS: dict[str, Rule] = dict.fromkeys(ADDITIONS, addition)

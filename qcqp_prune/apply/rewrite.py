@@ -70,12 +70,19 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
     kept: dict[Node, Any] = {}
     network = MaskedNetwork(model, graph, flat)
     network.without_blocks(module)
-    network.run(module, call, hook=lambda node, value: kept.setdefault(node, _kept(value)))
+    copies: set[Node] = set()
+
+    def note(node: Node, value: Any) -> None:
+        kept[node] = _kept(value)
+        if isinstance(value, Value) and value.copies is not None:
+            copies.add(node)
+
+    network.run(module, call, hook=note)
     # A column module that was traced itself is in the graph with all its parts: none of them is the whole of it.
     traced = {path for path, m in model.named_modules() if isinstance(m, ShapeConv2d)}
     modules = {path: m for path, m in small.named_modules() if path not in traced}
     call_recurrent_modules(module, modules, kept)
-    positions, numbers = Positions.of(module.graph, kept), itertools.count()
+    positions, numbers = Positions.of(module.graph, kept, copies), itertools.count()
     for node in list(module.graph.nodes):
         if node.op != "call_function" or _as_module(module, node, modules, positions):
             continue

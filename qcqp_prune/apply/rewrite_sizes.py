@@ -26,15 +26,18 @@ def with_kept_sizes(node: Node, positions: Positions) -> None:
     if name in ("view", "reshape", "_unsafe_view", "_reshape_alias"):
         if node.target is torch.ops.aten.view.default:  # a smaller tensor may lie in memory in another order
             node.target = torch.ops.aten.reshape.default
-        _set(node, 1, _computed(node, _sizes(node.args[1], out), out))
+        joined = positions.joined[node]
+        _set(node, 1, _computed(node, _sizes(node.args[1], joined), joined))
     elif name == "expand":
         _set(node, 1, _sizes(node.args[1], positions.joined[node]))
+    elif name in ("repeat", "tile"):
+        _patch_repeat(node, positions)
     elif op_name(node) in CONSTANTS:
         place = 1 if name.startswith("new_") else 0
         _set(node, place, _sizes(node.args[place], positions.joined[node]))
     elif name == "unflatten":
         dim = int(node.args[1]) % (len(out) - len(node.args[2]) + 1)  # type: ignore[arg-type]
-        _set(node, 2, _sizes(node.args[2], out[dim:]))
+        _set(node, 2, _sizes(node.args[2], positions.joined[node][dim:]))
     elif name in ("chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split"):
         _patch_split(node, out)
     elif name in ("slice", "narrow"):
@@ -89,6 +92,17 @@ def _set(node: Node, position: int, value: Any) -> None:
 def _dim(node: Node, rank: int, position: int) -> int:
     value = node.args[position] if len(node.args) > position else node.kwargs.get("dim", 0)
     return int(value) % rank  # type: ignore[arg-type]
+
+
+def _patch_repeat(node: Node, positions: Positions) -> None:
+    """Where whole copies are left out, fewer are made."""
+    out = positions.joined[node]
+    before = positions.joined[node.args[0]]  # type: ignore[index]
+    counts: list[Any] = list(node.args[1])  # type: ignore[arg-type]
+    for k in range(1, min(len(out), len(counts)) + 1):
+        if not out[-k].all():
+            counts[-k] = int(out[-k].sum()) // (int(before[-k].sum()) if k <= len(before) else 1)
+    _set(node, 1, counts)
 
 
 def _patch_split(node: Node, out: list[Kept]) -> None:

@@ -26,7 +26,7 @@ PRODUCTS = {
 }
 """Batched products, and which of their arguments are multiplied."""
 
-_VIEWS = {
+VIEWS = {
     "view",
     "reshape",
     "_unsafe_view",
@@ -40,6 +40,7 @@ _KEPT = {
     *("clone", "contiguous", "dropout", "to", "_to_copy", "alias", "detach", "expand", "expand_as"),
     *("type_as", "layer_norm", "rms_norm", "softmax", "_softmax", "linalg_vector_norm"),
     *("slice", "narrow", "roll", "flip", "cat", "concat", "getitem"),
+    *("zeros_like", "empty_like"),
     *("split", "chunk", "split_with_sizes", "unsafe_split", "unsafe_chunk", "tensor_split"),
 }
 _FARTHEST = 256
@@ -85,9 +86,9 @@ def _carried(user: Node, source: Node, places: Places) -> Places | None:
     """Where the dimensions stand after an operator; None where it cannot be told."""
     name = op_name(user).removeprefix("aten::")
     before, after = _shape(source), _shape(user)
-    if before is None or after is None:
+    if before is None or after is None or (name == "type_as" and source is not user.args[0]):
         return None
-    if name in _VIEWS:
+    if name in VIEWS:
         return _through_view(before, after, places)
     if name == "permute":
         order = [int(d) % len(before) for d in argument(user, "dims")]
@@ -98,8 +99,10 @@ def _carried(user: Node, source: Node, places: Places) -> Places | None:
     if name in ("select", "unbind"):
         gone = int(argument(user, "dim", 0)) % len(before)
         return _moved(places, {d: d - (d > gone) for d in range(len(before)) if d != gone})
-    if name == "unsqueeze":
-        new = int(argument(user, "dim")) % len(after)
+    if name in ("view_as_complex", "view_as_real"):  # the last dimension goes or comes
+        return _moved(places, {d: d for d in range(min(len(before), len(after)))})
+    if name in ("unsqueeze", "stack"):
+        new = int(argument(user, "dim", 0)) % len(after)
         return _moved(places, {d: d + (d >= new) for d in range(len(before))})
     if name == "squeeze":
         dims = argument(user, "dim", list(range(len(before))))

@@ -74,8 +74,9 @@ class Walk:
     """State of one walk in execution order. Handlers read arguments and labels here, and record what they find.
 
     ``products`` holds what products of two tensors run over, heads of attention among it; ``summed`` what they, or
-    sums, sum over; ``repeated`` the dimensions (from the end) along which a tensor is one position, broadcast over
-    many; ``units`` what kinds of units there are.
+    sums, sum over; ``repeated`` the dimensions (from the end) along which a tensor holds copies, and for each of their
+    positions the number of the set that it goes with, None where each may go by itself, see ``copies``; ``units`` what
+    kinds of units there are.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Walk:
         self.segmented: dict[str, tuple[int, IntArray]] = {}
         self.tensor_axes: dict[str, Axes] = {}
         self.notes: list[Note] = []
-        self.repeated: dict[Node, frozenset[int]] = {}
+        self.repeated: dict[Node, dict[int, Labels]] = {}
         self.batch = batch
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._tensors = tensors

@@ -166,7 +166,12 @@ def _affine(model: nn.Module, layer: Layer) -> tuple[str, ...]:
     """Names of the parameters of which a layer's output is a linear function."""
     path, dot, last = layer.weight.rpartition(".")
     bias = path + dot + last.replace("weight", "bias")
-    there = bias != layer.weight and bias in dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    there = bias != layer.weight and bias in parameters
+    if (
+        there and layer.op == "linear_transposed"
+    ):  # of a weight that is read both ways the bias is the other layer's
+        there = len(parameters[bias]) == parameters[layer.weight].shape[1]
     return (layer.weight, bias) if there else (layer.weight,)
 
 

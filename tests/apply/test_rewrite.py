@@ -81,6 +81,8 @@ PADDED = {
     "squeeze of more than one": lambda x: F.pad(x, (4, 9)).squeeze(1),
     "transpose": lambda x: F.pad(x.transpose(1, 2), (0, 0, 4, 9)).transpose(1, 2),
     "permute": lambda x: F.pad(x.permute(2, 0, 1), (0, 0, 0, 0, 4, 9)).permute(1, 2, 0),
+    "reshapes": lambda x: F.pad(x, (4, 9)).flatten(1).unflatten(1, (5, 16)),
+    "a whole slice and a part": lambda x: F.pad(x, (4, 9))[0:, :1].select(1, 0)[:, None],
 }
 
 

@@ -53,6 +53,16 @@ def _assigned(y: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+def _set(y: Tensor, channels: Any, value: float) -> Tensor:
+    y[:, channels] = value
+    return y
+
+
+def _order(y: Tensor) -> Tensor:
+    """In which order columns of the plane are, by their means, (samples, 1, 1, columns)."""
+    return y.mean((1, 2))[:, None, None].argsort(-1)
+
+
 def _cast(m: Any, y: Tensor, *, enabled: bool) -> Tensor:
     """Two regions, one within the other."""
     with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -60,6 +70,16 @@ def _cast(m: Any, y: Tensor, *, enabled: bool) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             z = m.square(z)
     return z + y
+
+
+def _filled(y: Tensor) -> Tensor:
+    y.masked_fill_(y[:, :, :1] > 0.5, 0.3)
+    y[:, :, 2:4].fill_(0.7)
+    y[..., :1].zero_()
+    y[(y.mean(1, keepdim=True) > 0.1).expand(-1, y.shape[1], -1, -1)] = -0.4
+    y[:, :, torch.eye(6) > 0] = 0.2
+    y[y > 0.9] = 0.1
+    return y
 
 
 FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -72,6 +92,7 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "lerp": lambda m, y: torch.lerp(y, y.tanh(), 0.3),
     "where": lambda m, y: torch.where(y > 0, y, 0.1 * y).clamp(-2, 2),
     "masked_fill": lambda m, y: y.masked_fill(y[:, :, :1] > 0, 0.5),
+    "filled in place": lambda m, y: _filled(y.tanh()),
     "maximum": lambda m, y: torch.maximum(y, -0.5 * y) + torch.max(y, 2 * y),
     "softmax over channels": lambda m, y: torch.softmax(y, 1),
     "log_softmax": lambda m, y: F.log_softmax(y, 1),
@@ -119,6 +140,11 @@ FOLLOWED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "look-ups in the plane": lambda m, y: (
         y.index_select(2, torch.arange(5, -1, -1)) + y.gather(3, (y > 0).long())
     ),
+    "look-ups by numbers that are repeated": lambda m, y: (
+        y.gather(3, _order(y).expand(-1, y.shape[1], 6, -1))
+        + y.gather(3, _order(y).repeat(1, 8, 6, 1))
+        + y.gather(3, _order(y[:, :, 1:]).expand(-1, 8, 6, -1))
+    ),
     "sums by number in the plane": lambda m, y: y.index_add(
         2, torch.tensor([4, 0, 4]), y[:, :, :3].sin(), alpha=2
     ).index_add_(-1, torch.tensor([1, 5]), y[..., 2:4].exp()),
@@ -152,6 +178,14 @@ KEPT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "argmax": (lambda m, y: y * y.argmax(1, keepdim=True), "argmax"),
     "topk": (lambda m, y: y * y.topk(2, 1)[0].sum(1, keepdim=True), "its order along channels matters"),
     "index": (lambda m, y: y[:, [7, 6, 5, 4, 3, 2, 1, 0]], "indexed by position"),
+    "written by number": (
+        lambda m, y: _set(y.tanh(), [1, 3], 0.5),
+        "written at positions that are given by numbers",
+    ),
+    "channels filled by a constant": (
+        lambda m, y: _set(y.tanh(), torch.arange(8) > 3, 0.5),
+        "filled where a condition holds",
+    ),
     "stepped slice": (lambda m, y: torch.cat([y[:, ::2], y[:, 1::2]], 1), "sliced with a step"),
     "sums by number of channels": (
         lambda m, y: y.index_add(1, torch.tensor([3, 3, 0, 1, 2, 6, 7, 7]), y.tanh()),

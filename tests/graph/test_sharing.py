@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.masked import masked
 from qcqp_prune.apply.shrink import shrink_and_verify
 from qcqp_prune.graph.trace import trace
+from qcqp_prune.importance.magnitude import Magnitude
 from tests.networks import difference, keep, liven, prune_and_check, random_masks, uses, widths
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -152,3 +155,55 @@ def test_integer_inputs() -> None:
     assert widths(graph, free=True) == {"a": 8}
     assert graph.inputs[0].dtype == "int64"
     shrink_and_verify(model, graph, keep(graph, a=[1, 2]))
+
+
+class Tied(nn.Module):
+    """x(7) -> a(6) -> square(6) -> square and a again, transposed: an autoencoder with one weight for both ways."""
+
+    def __init__(self, back: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> None:
+        super().__init__()
+        self.a, self.square = nn.Linear(7, 6), nn.Linear(6, 6)
+        self.bias, self.back = nn.Parameter(torch.zeros(6)), back
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.square(torch.tanh(self.a(x)))
+        return self.back(torch.tanh(self.back(code, self.square.weight, self.bias)), self.a.weight, None)
+
+
+TRANSPOSED: dict[str, Callable[[Tensor], Tensor]] = {
+    "t": lambda w: w.t(),
+    "T": lambda w: w.T,
+    "mT": lambda w: w.mT,
+    "transpose": lambda w: w.transpose(-1, 0),
+    "permute": lambda w: w.permute(-1, 0),
+    "three times": lambda w: w.t().T.transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("how", TRANSPOSED)
+def test_a_weight_that_is_read_transposed(how: str) -> None:
+    """Layers and scores are those of a product with the matrix itself."""
+    x = torch.randn(3, 7)
+    model = liven(Tied(lambda y, w, bias: F.linear(y, TRANSPOSED[how](w), bias)))
+    plain = liven(Tied(lambda y, w, bias: y @ w if bias is None else y @ w + bias))
+    graph, wanted = trace(model, x), trace(plain, x)
+    assert widths(graph, free=True) == widths(wanted, free=True) == {"a": 6, "square": 6}
+    assert [(g.op, g.name, g.weight) for g in graph.layers] == [
+        (g.op, g.name, g.weight) for g in wanted.layers
+    ]
+    assert uses(graph) == uses(wanted)
+    masks = random_masks(graph, 3, 0.5)
+    scores, others = Magnitude()(model, graph), Magnitude()(plain, wanted)
+    assert scores.evaluate(masks.flat(graph)) == pytest.approx(others.evaluate(masks.flat(graph)), rel=1e-12)
+    for seed, realisation in enumerate(("auto", "graph")):
+        prune_and_check(model, x, graph, random_masks(graph, seed, 0.5), realisation=realisation)
+
+
+def test_a_weight_that_is_turned_back_is_read_as_it_is() -> None:
+    def back(y: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(y, w.t() if bias is None else w.t().t(), bias)
+
+    model, x = liven(Tied(back)), torch.randn(3, 7)
+    graph = trace(model, x)
+    assert [g.op for g in graph.layers] == ["linear", "linear", "linear", "linear_transposed"]
+    prune_and_check(model, x, graph, random_masks(graph, 1, 0.5))

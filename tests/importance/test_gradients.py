@@ -195,6 +195,32 @@ def test_fisher_leaves_the_model_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_the_bias_of_a_layer_whose_weight_is_read_both_ways_is_its_own() -> None:
+    """By hand: an autoencoder's way back has no bias, and half of the weight's worth is in each of its two layers."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(7, 6), nn.Linear(7, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(F.linear(torch.tanh(self.a(x)), self.a.weight.t()).sin())
+            return y
+
+    model = liven(Tied()).eval()
+    x, y = torch.randn(4, 7), torch.tensor([0, 2, 1, 2])
+    graph = qp.trace(model, x)
+    form = qp.Taylor([(x, y)], form="gate")(model, graph)
+    F.cross_entropy(model(x), y).backward()
+    products = model.a.weight * model.a.weight.grad
+    there, back = (next(g for g in graph.layers if g.name == name) for name in ("a", "a@2"))
+    rows = products.sum(1) + model.a.bias * model.a.bias.grad
+    np.testing.assert_allclose(form.unary[graph.axes[there.out_axis]], rows.abs().detach() / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        form.unary[graph.axes[back.out_axis]], products.sum(0).abs().detach() / 2, rtol=1e-4
+    )
+
+
 SCORERS = {"gate": lambda b: qp.Taylor(b, form="gate"), "fisher": qp.Fisher}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qcqp_prune.graph.ops import (
     attention,
+    complex_numbers,
     convolution,
     joins,
     lookups,
@@ -20,6 +21,7 @@ from qcqp_prune.graph.walk import Handler
 
 HANDLERS: dict[str, Handler] = {
     **attention.HANDLERS,
+    **complex_numbers.HANDLERS,
     **convolution.HANDLERS,
     **norms.HANDLERS,
     **joins.HANDLERS,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from qcqp_prune.graph import copies
 from qcqp_prune.graph.axes import Axes, Labels
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.ops.convolution import per_sample
@@ -38,7 +39,9 @@ def added_product(walk: Walk, node: Node) -> Axes:
     for back in range(-len(walk.shape(added)), 0):
         if walk.shape(added)[back] != walk.shape(node)[back]:
             walk.table.freeze(walk.axis(added, back), "a single channel is broadcast over many")
-        elif back not in walk.repeated.get(added, ()) and walk.arg(node, "beta", 1) != 0:
+        elif back in walk.repeated.get(added, ()):
+            copies.tie(walk, out[back], [walk.repeated[added][back]])
+        elif walk.arg(node, "beta", 1) != 0:
             out[back] = walk.table.merge(walk.axis(added, back), out[back], _NOT_FOLLOWED)
     return out
 
@@ -131,7 +134,9 @@ def _masked(walk: Walk, node: Node, mask: Node, batch: Axes) -> Axes:
         labels, place = walk.axis(mask, back), rank + back
         if back >= -2 or shape[back] != walk.shape(node)[back]:
             walk.table.freeze(labels, "a position that is attended to")
-        elif back not in walk.repeated.get(mask, ()):
+        elif back in walk.repeated.get(mask, ()):
+            copies.tie(walk, out[place], [walk.repeated[mask][back]])
+        else:
             out[place] = walk.table.merge(out[place], labels, _NOT_FOLLOWED)
     return out
 

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.channels import IntArray
-from qcqp_prune.graph.walk import FoundLayer, Handler, Walk
+from qcqp_prune.graph.walk import FoundLayer, Handler, Walk, argument, op_name
 
 UNFOLLOWED_WEIGHT = "its weight is computed in a way that no handler could follow"
 
@@ -63,12 +63,13 @@ def linear(walk: Walk, node: Node) -> Axes:
     out_labels = produced(walk, weight, 0)
     walk.table.merge(walk.axis(weight, 1), in_labels, UNFOLLOWED_WEIGHT)
     positions = math.prod(out_shape) // out_shape[-1]
-    part = walk.part_of_parameter(weight)
+    turned = _untransposed(weight)
+    part = walk.part_of_parameter(weight) if turned is None else None
     walk.layers.append(
         FoundLayer(
             node,
-            "linear",
-            part[0] if part else weight_name(walk, weight, in_labels, out_labels),
+            "linear" if turned is None else "linear_transposed",
+            part[0] if part else weight_name(walk, turned or weight, in_labels, out_labels),
             in_labels,
             out_labels,
             1,
@@ -82,6 +83,24 @@ def linear(walk: Walk, node: Node) -> Axes:
     walk.attribute(node, {"in_features": in_labels, "out_features": out_labels})
     bias(walk, walk.arg(node, "bias"), out_labels)
     return [*walk.axes(source)[:-1], out_labels]
+
+
+def _untransposed(weight: Node) -> Node | None:
+    """The matrix that a weight is the transpose of; None where it is not one, or turned back again."""
+    matrix, odd = weight, False
+    while _is_transpose(matrix):
+        matrix, odd = matrix.all_input_nodes[0], not odd
+    return matrix if odd else None
+
+
+def _is_transpose(matrix: Node) -> bool:
+    name = op_name(matrix).removeprefix("aten::") if matrix.op == "call_function" else ""
+    if name == "permute":
+        return [int(d) % 2 for d in argument(matrix, "dims")] == [1, 0]
+    if name in ("transpose", "swapaxes", "swapdims"):
+        a, b = (int(argument(matrix, f"dim{k}", argument(matrix, f"axis{k}"))) % 2 for k in (0, 1))
+        return a != b
+    return name in ("t", "numpy_T")
 
 
 def bias(walk: Walk, node: Node | None, labels: IntArray) -> None:

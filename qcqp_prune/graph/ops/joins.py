@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from qcqp_prune.graph import copies
 from qcqp_prune.graph.axes import Axes, Labels
 from qcqp_prune.graph.walk import CONSTANTS, Handler, Walk, argument, is_pointwise, op_name
 
@@ -26,7 +27,7 @@ def aligned(walk: Walk, node: Node, inputs: list[Node], rank: int) -> list[list[
     """For each of the first ``rank`` dimensions of an output the labels of all inputs not repeated along it."""
     shape = walk.shape(node)
     out: list[list[Labels]] = []
-    repeated = set()
+    repeated: dict[int, Labels] = {}
     for back in range(-len(shape), rank - len(shape)):
         present = [n for n in inputs if len(walk.shape(n)) >= -back]
         for n in present:
@@ -34,11 +35,14 @@ def aligned(walk: Walk, node: Node, inputs: list[Node], rank: int) -> list[list[
                 walk.table.freeze(walk.axis(n, back), "a single channel is broadcast over many")
         full = [n for n in present if walk.shape(n)[back] == shape[back]]
         own = [n for n in full if back not in walk.repeated.get(n, ())]
+        sets = [walk.repeated[n][back] for n in full if n not in own]
         if not own:
-            repeated.add(back)
+            repeated[back] = copies.together(walk, sets)
+        for n in own:
+            copies.tie(walk, walk.axis(n, back), sets)
         out.append([walk.axis(n, back) for n in own or full])
     if repeated:
-        walk.repeated[node] = frozenset(repeated)
+        walk.repeated[node] = repeated
     return out
 
 
@@ -52,7 +56,9 @@ def joined(walk: Walk, sides: list[Labels]) -> Labels:
 
 def same(walk: Walk, node: Node) -> Axes:
     """The output is laid out as the first input."""
-    return list(walk.axes(walk.tensor_inputs(node)[0]))
+    source = walk.tensor_inputs(node)[0]
+    copies.keep(walk, source, node)
+    return list(walk.axes(source))
 
 
 def glu(walk: Walk, node: Node) -> Axes:
@@ -108,6 +114,9 @@ UNTAGGED = [
     "silu",
     "mish",
     "where",
+    "masked_fill",
+    "fill",
+    "zero",
     "clamp",
     "log_sigmoid",
     "rrelu",

@@ -1,12 +1,16 @@
-"""Look-ups and sums by number: embeddings, gather, index_select, index_add. What is numbered stays, all else passes."""
+"""Look-ups, sums and writes by number: embeddings, gather, index_add. What is numbered stays, all else passes."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch.fx import Node
 
+from qcqp_prune.graph import copies
 from qcqp_prune.graph.axes import Axes
 from qcqp_prune.graph.ops.joins import joined
-from qcqp_prune.graph.walk import Handler, Walk
+from qcqp_prune.graph.walk import Handler, Walk, argument
 
 NUMBERED = "indexed by position"
 
@@ -37,6 +41,7 @@ def gather(walk: Walk, node: Node) -> Axes:
     source, index = walk.arg(node, "self"), walk.arg(node, "index")
     axes, shape = walk.axes(source), walk.shape(node)
     dim = int(walk.arg(node, "dim")) % max(len(axes), 1)
+    repeated = walk.repeated.get(index, {})
     out: Axes = []
     for d, (labels, own) in enumerate(zip(axes, walk.axes(index), strict=True)):
         if d == dim:
@@ -45,6 +50,10 @@ def gather(walk: Walk, node: Node) -> Axes:
             out.append(None)
         else:
             part = None if labels is None else labels[: shape[d]]
+            if d - len(axes) in repeated:
+                copies.tie(walk, part, [repeated[d - len(axes)]])
+                out.append(part)
+                continue
             out.append(walk.table.merge(part, own, "looked up by numbers that no handler could follow"))
     return out
 
@@ -61,9 +70,42 @@ def index_add(walk: Walk, node: Node) -> Axes:
     ]
 
 
+def where_filled(node: Node) -> tuple[Node, int] | None:
+    """The condition of ``a[condition] = value`` and the dimension of ``a`` that its first one is.
+
+    None where an ``index_put`` is anything else: numbers of positions, several values, or a sum.
+    """
+    indices: list[Any] = list(argument(node, "indices"))
+    chosen = [d for d, index in enumerate(indices) if index is not None]
+    if len(chosen) != 1 or argument(node, "accumulate") or argument(node, "values").meta["val"].numel() != 1:
+        return None
+    condition: Node = indices[chosen[0]]
+    return (condition, chosen[0]) if condition.meta["val"].dtype == torch.bool else None
+
+
+def index_put(walk: Walk, node: Node) -> Axes:
+    """``a[condition] = value`` is ``where``; whatever else is written by number keeps all that it reads."""
+    out, found = list(walk.axes(walk.arg(node, "self"))), where_filled(node)
+    if found is None:
+        walk.freeze_inputs(node, "written at positions that are given by numbers")
+        return [None] * len(out)
+    condition, first = found
+    axes = walk.axes(condition)
+    repeated = walk.repeated.get(condition, {})
+    for d, labels in enumerate(axes):
+        if d - len(axes) in repeated:
+            copies.tie(walk, out[first + d], [repeated[d - len(axes)]])
+        else:
+            out[first + d] = walk.table.merge(
+                out[first + d], labels, "filled where a condition holds that no handler could follow"
+            )
+    return out
+
+
 HANDLERS: dict[str, Handler] = {
     "aten::embedding": embedding,
     "aten::index_select": index_select,
     "aten::gather": gather,
     "aten::index_add": index_add,
+    "aten::index_put": index_put,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch.fx import Node
 
+from qcqp_prune.graph import copies
 from qcqp_prune.graph.axes import Axes, Labels
 from qcqp_prune.graph.blocks import blocks
 from qcqp_prune.graph.channels import IntArray
@@ -25,7 +26,13 @@ def view(walk: Walk, node: Node) -> Axes:
     out: Axes = [None] * len(target)
     # Of a convolution's weight the channels come first, however large the kernel.
     in_order = len(shape) > 2 and walk.parameter(source) is not None
+    repeated: dict[int, Labels] = {}
     for old, new in blocks(shape, target):
+        sets = copies.merged(walk, source, old)
+        if sets is not None:
+            found = copies.divided(sets, [target[d] for d in new])
+            repeated |= {new[d] - len(target): again for d, again in found.items()}
+            continue
         if all(axes[d] is None for d in old):
             continue
         flat = _merged(walk, [axes[d] for d in old], [shape[d] for d in old], in_order=in_order)
@@ -33,6 +40,8 @@ def view(walk: Walk, node: Node) -> Axes:
         for d, labels in zip(new, divided, strict=True):
             out[d] = labels
         _head_attributes(walk, node, flat, divided, kind)
+    if repeated:
+        walk.repeated[node] = repeated
     _unflatten_attribute(walk, node, out)
     return out
 
@@ -124,34 +133,41 @@ def _head_attributes(walk: Walk, node: Node, flat: IntArray, divided: Axes, kind
 
 def permute(walk: Walk, node: Node) -> Axes:
     """Dimensions in another order."""
-    axes = walk.axes(walk.tensor_inputs(node)[0])
-    return [axes[int(d)] for d in walk.arg(node, "dims")]
+    rank = len(walk.shape(node))
+    return _reordered(walk, node, [int(d) % rank for d in walk.arg(node, "dims")])
 
 
 def transpose(walk: Walk, node: Node) -> Axes:
     """Two dimensions exchanged (``t`` exchanges the first two)."""
-    axes = list(walk.axes(walk.tensor_inputs(node)[0]))
+    order = list(range(len(walk.shape(node))))
     a, b = (int(walk.arg(node, f"dim{k}", walk.arg(node, f"axis{k}", k))) for k in (0, 1))
-    if len(axes) > 1:
-        axes[a], axes[b] = axes[b], axes[a]
-    return axes
+    if len(order) > 1:
+        order[a], order[b] = order[b], order[a]
+    return _reordered(walk, node, order)
 
 
 def reverse(walk: Walk, node: Node) -> Axes:
     """All dimensions in reverse (``x.T``)."""
-    return walk.axes(walk.tensor_inputs(node)[0])[::-1]
+    return _reordered(walk, node, list(range(len(walk.shape(node))))[::-1])
+
+
+def _reordered(walk: Walk, node: Node, order: list[int]) -> Axes:
+    source = walk.tensor_inputs(node)[0]
+    copies.move(walk, source, node, order)
+    axes = walk.axes(source)
+    return [axes[d] for d in order]
 
 
 def movedim(walk: Walk, node: Node) -> Axes:
     """``movedim``: some dimensions move, the others close ranks."""
-    axes = walk.axes(walk.tensor_inputs(node)[0])
+    rank = len(walk.shape(node))
     sources, targets = (
-        [int(d) % len(axes) for d in (value if isinstance(value, list | tuple) else [value])]
+        [int(d) % rank for d in (value if isinstance(value, list | tuple) else [value])]
         for value in (walk.arg(node, "source"), walk.arg(node, "destination"))
     )
-    rest = iter([d for d in range(len(axes)) if d not in sources])
+    rest = iter([d for d in range(rank) if d not in sources])
     place = dict(zip(targets, sources, strict=True))
-    return [axes[place[d]] if d in place else axes[next(rest)] for d in range(len(axes))]
+    return _reordered(walk, node, [place[d] if d in place else next(rest) for d in range(rank)])
 
 
 def squeeze(walk: Walk, node: Node) -> Axes:
@@ -163,13 +179,16 @@ def squeeze(walk: Walk, node: Node) -> Axes:
     gone = {d for d in chosen if shape[d] == 1}
     for d in gone:
         walk.table.freeze(axes[d], "squeezed away, so it must stay a single position")
+    copies.move(walk, source, node, [d for d in range(len(axes)) if d not in gone])
     return [labels for d, labels in enumerate(axes) if d not in gone]
 
 
 def unsqueeze(walk: Walk, node: Node) -> Axes:
     """A new dimension of size 1."""
-    axes = walk.axes(walk.tensor_inputs(node)[0])
+    source = walk.tensor_inputs(node)[0]
+    axes = walk.axes(source)
     dim = int(walk.arg(node, "dim")) % (len(axes) + 1)
+    copies.move(walk, source, node, [*range(dim), None, *range(dim, len(axes))])
     return [*axes[:dim], None, *axes[dim:]]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from qcqp_prune.graph import copies
 from qcqp_prune.graph.axes import Axes, Labels, Layered
 from qcqp_prune.graph.channels import IntArray
 from qcqp_prune.graph.walk import Handler, Walk
@@ -87,7 +88,9 @@ def slicing(walk: Walk, node: Node) -> Axes:
     if parts is not None and dim == 0:
         return Layered.of(parts[slice(start, end, step)])
     axes = walk.axes(source)
-    if walk.shape(node)[dim] == size or axes[dim] is None:
+    whole = walk.shape(node)[dim] == size
+    copies.move(walk, source, node, [d if d != dim or whole else None for d in range(len(axes))])
+    if whole or axes[dim] is None:
         return list(axes)
     if step != 1:
         walk.table.freeze(axes[dim], "sliced with a step")
@@ -112,6 +115,7 @@ def select(walk: Walk, node: Node) -> Axes:
     if parts is not None and dim == 0:
         return parts[int(walk.arg(node, "index"))]
     axes = walk.axes(source)
+    copies.move(walk, source, node, [d for d in range(len(axes)) if d != dim])
     walk.table.freeze(axes[dim], "indexed by position")
     return axes[:dim] + axes[dim + 1 :]
 
@@ -175,15 +179,33 @@ def _pad_attribute(
 
 
 def repeat(walk: Walk, node: Node) -> Axes:
-    """Tiles: position ``i + k * size`` is a copy of position ``i``."""
+    """Tiles: position ``i + k * size`` is a copy of position ``i``.
+
+    What carries nothing that may go follows what it is joined with later, as after ``expand``.
+    """
     source = walk.tensor_inputs(node)[0]
     counts = [int(c) for c in walk.arg(node, "repeats", walk.arg(node, "dims"))]
     axes = walk.axes(source)
     counts = [1] * (len(axes) - len(counts)) + counts  # tile names the last dimensions only
     lead = len(counts) - len(axes)
     out: Axes = [None] * lead
-    for labels, count in zip(axes, counts[lead:], strict=True):
-        out.append(labels if labels is None or count == 1 else np.tile(labels, count))
+    repeated: dict[int, Labels] = {d - len(counts): None for d in range(lead)}
+    before = walk.repeated.get(source, {})
+    for d, (labels, size, count) in enumerate(
+        zip(axes, walk.shape(source), counts[lead:], strict=True), start=-len(axes)
+    ):
+        if count == 1:
+            repeated.update({d: before[d]} if d in before else {})
+        elif size == 1:
+            walk.table.freeze(labels, "a single position is broadcast over many")
+            labels, repeated[d] = None, None
+        elif labels is None:
+            repeated[d] = np.repeat(np.arange(count), size)
+        else:
+            labels = np.tile(labels, count)
+        out.append(labels)
+    if repeated:
+        walk.repeated[node] = repeated
     return out
 
 
@@ -193,16 +215,17 @@ def expand(walk: Walk, node: Node) -> Axes:
     shape, out_shape = walk.shape(source), walk.shape(node)
     lead = len(out_shape) - len(shape)
     out: Axes = [None] * lead
-    repeated = set(range(lead))
+    repeated: dict[int, Labels] = {d - len(out_shape): None for d in range(lead)}
+    repeated |= walk.repeated.get(source, {})
     for d, (labels, size, target) in enumerate(
         zip(walk.axes(source), shape, out_shape[lead:], strict=True), start=lead
     ):
         if size != target:
             walk.table.freeze(labels, "a single position is broadcast over many")
             labels = None
-            repeated.add(d)
+            repeated[d - len(out_shape)] = None
         out.append(labels)
-    walk.repeated[node] = frozenset(d - len(out) for d in repeated)
+    walk.repeated[node] = repeated
     return out
 
 
