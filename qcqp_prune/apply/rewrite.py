@@ -100,9 +100,9 @@ def _exported(model: nn.Module, graph: ChannelGraph) -> tuple[GraphModule, Any]:
     )
     args, kwargs = shapes
     try:
-        names = list(inspect.signature(model.forward).parameters)
-        spec = {**dict(zip(names, args, strict=False)), **kwargs}
-        program = export(model, double, dynamic_shapes=spec)
+        # By name, and the arguments that one name takes as a tuple: so torch.export has them as well.
+        spec = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        program = export(model, double, dynamic_shapes=dict(spec))
         if _is_free(program, double, 2 * graph.batch):
             return exported_module(program), double
     except TraceError:

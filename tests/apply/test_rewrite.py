@@ -105,3 +105,29 @@ def test_a_padding_follows_the_channels_that_it_is_added_to(how: str) -> None:
     assert checked.realisation == "graph"
     x = torch.randn(2, 5, 3)
     torch.testing.assert_close(small(x), masked(model, graph, masks)(x))
+
+
+class Several(nn.Module):
+    """Any number of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(4, 2)
+
+    def forward(self, first: Tensor, *more: Tensor) -> Tensor:
+        x = self.a(first)
+        for other in more:
+            x = x + self.a(other).tanh()
+        halves = x.view(x.shape[0], 2, 4)  # a fixed batch would be written here
+        return self.b(halves[:, 0] * halves[:, 1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_batch_stays_free_however_many_inputs_a_forward_takes(count: int) -> None:
+    model = liven(Several()).eval()
+    graph = trace(model, tuple(torch.zeros(2, 3) for _ in range(count)))
+    masks = random_masks(graph, 1, 0.5)
+    small, checked = shrink_and_verify(model, graph, masks)
+    assert checked.realisation == "graph"
+    inputs = [torch.randn(5, 3) for _ in range(count)]
+    torch.testing.assert_close(small(*inputs), masked(model, graph, masks)(*inputs))
