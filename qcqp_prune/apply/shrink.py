@@ -12,7 +12,7 @@ from torch import nn
 
 from qcqp_prune.apply.hf_config import follow
 from qcqp_prune.apply.removed import need_rewriting
-from qcqp_prune.apply.rewrite import rewritten
+from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritings
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.apply.slim_attention import SlimAttention
 from qcqp_prune.apply.surgery import check_masks, copied, cut
@@ -97,12 +97,19 @@ def shrink_and_verify(
         logger.info(
             "%s: the modules' own forward does not fit (%s); rewriting its graph", graph.model, failure
         )
-    module = rewritten(model, small, graph, flat)
     does = "compute what the masked network does" if fits else "fit the smaller shapes"
     why = f"the model's own forward does not {does} ({failure})" if failure else "asked for"
     if beyond and failure:
         why = failure
-    return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=why)
+    wrong: Exception = VerificationError(f"{graph.model} cannot be rewritten: report it with the model")
+    for module in rewritings(model, small, graph, flat):
+        note = "; ".join(filter(None, (why, module.meta[REALISATION_KEY])))
+        try:
+            return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=note)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            wrong = error
+            logger.debug("%s: a rewritten graph does not do: %s", graph.model, error)
+    raise wrong
 
 
 def _is_of_values(error: Exception) -> bool:
