@@ -133,14 +133,54 @@ def test_a_model_without_prunable_layers(network: nn.Module, example: Tensor, wh
     objective = qp.PairwiseForm(np.zeros(graph.unit_count))
     with pytest.raises(
         qp.NothingToPruneError,
-        match=f"{why}.*: remove entries from ignored_layers, lower min_keep or round_to, or choose",
+        match=rf"{why}[^:]*: choose another model$",
     ):
         qp.PruningProblem.build(graph, objective, "50%")
 
 
 def test_a_model_whose_layers_are_all_ignored(model: nn.Module) -> None:
     graph = qp.trace(model, EXAMPLE, ignored_layers=["first", model.second])
-    with pytest.raises(qp.NothingToPruneError, match=r"in ignored_layers \(first\).*remove entries"):
+    with pytest.raises(
+        qp.NothingToPruneError,
+        match=r"in ignored_layers \(first\).*: take layers out of ignored_layers, or choose another model$",
+    ):
+        qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"min_keep": 4}, "lower min_keep or round_to"),
+        ({"round_to": 4}, "lower min_keep or round_to"),
+        ({"units": ["heads"]}, "name further kinds in units"),
+        (
+            {"ignored_layers": "first", "min_keep": 3},
+            "take layers out of ignored_layers, lower min_keep or round_to",
+        ),
+    ],
+)
+def test_of_what_leaves_nothing_to_prune_only_the_causes_are_to_be_changed(
+    model: nn.Module, options: dict[str, Any], advice: str
+) -> None:
+    graph = qp.trace(model, EXAMPLE, **options)
+    with pytest.raises(qp.NothingToPruneError, match=f": {advice}, or choose another model$"):
+        qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
+
+
+def test_an_operator_that_leaves_nothing_to_prune_is_named() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.linalg.qr(self.a(x))[1])
+
+    model = Sorted()
+    graph = qp.trace(model, torch.zeros(9, 4))
+    with pytest.raises(
+        qp.NothingToPruneError, match=r"read by aten::linalg_qr.*: pass a handler for the operator"
+    ):
         qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
 
 
