@@ -32,7 +32,7 @@ from qcqp_prune.apply.removed import without_blocks
 from qcqp_prune.apply.widened import Widened
 from qcqp_prune.errors import UnsupportedOpError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
-from qcqp_prune.graph.export import canonical_names, export
+from qcqp_prune.graph.export import canonical_names, export, plain_attention
 from qcqp_prune.graph.inputs import ExampleInputs, as_call
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.outputs import output_leaves, traced_state
@@ -265,9 +265,9 @@ def execute(node: Node, env: Mapping[Node, Any]) -> Any:
 
 
 def model_outputs(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Any]:
-    """The leaves of a plain forward pass in eval mode, without gradients."""
+    """The leaves of a forward pass in eval mode, without gradients, by PyTorch's plain attention."""
     args, kwargs = call
-    with traced_state(model), torch.no_grad():
+    with traced_state(model), torch.no_grad(), plain_attention():
         return output_leaves(model(*args, **kwargs))
 
 

@@ -7,7 +7,7 @@ and dtype of every tensor, and checksums. ``weights.safetensors`` holds the tens
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qcqp_prune.apply.hf_config import follow
 from qcqp_prune.apply.plan_data import FORMAT, PLAN, WEIGHTS, Plan, StoredTensor, read_plan
 from qcqp_prune.apply.probe import take_probes
-from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritten
+from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritings
 from qcqp_prune.apply.surgery import check_masks, copied, cut, kept_part
 from qcqp_prune.errors import PlanError, QcqpPruneError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
@@ -125,23 +125,30 @@ def load(folder: StrPath, model: nn.Module | Constructor) -> nn.Module:
             f"the constructor made a {type(dense).__name__}: give one that returns a torch.nn.Module"
         )
     _require_dense(dense, plan)
-    small = _rebuilt(dense, plan)
-    _fill(small, plan, weights)
-    small.train(plan.training)
-    _require_probes(small, plan)
-    return small
+    refused = PlanError("the plan gives no network: save it again")
+    for small in _rebuilt(dense, plan):
+        try:
+            _fill(small, plan, weights)
+            small.train(plan.training)
+            _require_probes(small, plan)
+            return small
+        except PlanError as error:  # of a rewritten graph the next has fewer free sizes
+            refused = error
+    raise refused
 
 
-def _rebuilt(dense: nn.Module, plan: Plan) -> nn.Module:
+def _rebuilt(dense: nn.Module, plan: Plan) -> Iterator[nn.Module]:
+    """What the saved network may have been, the likeliest first."""
     try:
         flat = plan.masks.flat(plan.graph)
         check_masks(plan.graph, flat)
         small = copied(dense)
         cut(small, plan.graph, flat)
         if plan.realisation == "graph":
-            return rewritten(dense, small, plan.graph, flat)
-        follow(small, plan.graph, flat)
-        return small
+            yield from rewritings(dense, small, plan.graph, flat)
+        else:
+            follow(small, plan.graph, flat)
+            yield small
     except QcqpPruneError as error:
         raise PlanError(f"the model cannot be cut as the plan says: {error}") from error
 

@@ -6,33 +6,31 @@ of channels, ``x.view(-1, 512 * 7 * 7)``. The result is a ``torch.fx.GraphModule
 
 from __future__ import annotations
 
-import inspect
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import free_symbols
-from torch.utils import _pytree as pytree
 
 from qcqp_prune.apply.joined_sum import JoinedSum, places_in
-from qcqp_prune.apply.masked import MaskedNetwork, exported_module
+from qcqp_prune.apply.masked import MaskedNetwork
 from qcqp_prune.apply.masked_ops import Value
+from qcqp_prune.apply.rewrite_inputs import Exported, check_ranges, exports
 from qcqp_prune.apply.rewrite_joins import Kept, Positions
 from qcqp_prune.apply.rewrite_recurrent import call_recurrent_modules
 from qcqp_prune.apply.rewrite_sizes import with_kept_sizes
 from qcqp_prune.apply.shape_conv import ShapeConv2d
-from qcqp_prune.errors import TraceError, VerificationError
+from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
-from qcqp_prune.graph.export import export
-from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.walk import ADDITIONS, op_name
 
+logger = logging.getLogger(__name__)
+
 REALISATION_KEY = "qcqp_prune.rewritten"
-"""Set in the ``meta`` of what is returned, to tell it from a user's own graph module."""
+"""Set in the ``meta`` of what is returned, to tell it from a user's own graph module; what it takes, in words."""
 
 
 _MODULES: dict[str, tuple[type[nn.Module], ...]] = {
@@ -55,7 +53,17 @@ _BY_METHOD: dict[Any, str] = {
 
 
 def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> GraphModule:
-    """A graph module that computes the smaller network.
+    """The first of ``rewritings``."""
+    return next(rewritings(model, small, graph, flat))
+
+
+def rewritings(
+    model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray
+) -> Iterator[GraphModule]:
+    """Graph modules that compute the smaller network, those with more free sizes of inputs first.
+
+    Not every number that a graph works out from sizes can be replaced by what is kept: then one with fewer that are
+    free is what does.
 
     Args:
         model: the traced module, unchanged.
@@ -63,10 +71,22 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
         graph: the channel graph.
         flat: ``(unit_count,) bool``.
 
-    Returns:
-        A graph module; its batch size is free where ``torch.export`` allows that.
+    Yields:
+        Graph modules, each made when it is asked for; the last has no free size.
     """
-    module, call = _exported(model, graph)
+    for exported in exports(model, graph):
+        try:
+            yield _rewritten(exported, model, small, graph, flat)
+        except (RuntimeError, TypeError, ValueError) as error:
+            if not exported.ranges:
+                raise
+            logger.debug("%s cannot be rewritten with free sizes: %s", graph.model, error)
+
+
+def _rewritten(
+    exported: Exported, model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray
+) -> GraphModule:
+    module, call = exported.module, exported.call
     kept: dict[Node, Any] = {}
     network = MaskedNetwork(model, graph, flat)
     network.without_blocks(module)
@@ -89,40 +109,13 @@ def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: Boo
         if op_name(node) in ADDITIONS and _as_joined_sum(module, node, positions, numbers):
             continue
         with_kept_sizes(node, positions)
+    check_ranges(module, exported.ranges)
     _ask_for_sizes(module)
     module.graph.lint()
     result = _rooted(module, small)
     result.train(model.training)
-    result.meta[REALISATION_KEY] = True
+    result.meta[REALISATION_KEY] = exported.takes
     return result
-
-
-def _exported(model: nn.Module, graph: ChannelGraph) -> tuple[GraphModule, Any]:
-    """The exported module with a free batch size, or with the traced one where that cannot be."""
-    device = next(iter(model.parameters()), torch.zeros(0)).device
-    call = make_inputs(graph, device=device)
-    double = pytree.tree_map(lambda x: torch.cat([x, x]) if _has_batch(x, graph.batch) else x, call)
-    shapes = pytree.tree_map(
-        lambda x: {0: torch.export.Dim.AUTO} if _has_batch(x, graph.batch) else None, call
-    )
-    args, kwargs = shapes
-    try:
-        names = list(inspect.signature(model.forward).parameters)
-        spec = {**dict(zip(names, args, strict=False)), **kwargs}
-        program = export(model, double, dynamic_shapes=spec)
-        if _is_free(program, double, 2 * graph.batch):
-            return exported_module(program), double
-    except TraceError:
-        pass
-    return exported_module(export(model, call)), call
-
-
-def _is_free(program: ExportedProgram, call: Any, batch: int) -> bool:
-    """Whether the batch of every input stayed free: some operators need a number, and the export writes it down."""
-    inputs = set(program.graph_signature.user_inputs)
-    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
-    free = [v for v in values if isinstance(v, Tensor) and v.ndim and free_symbols(v.shape[0])]
-    return len(free) == sum(_has_batch(x, batch) for x in pytree.tree_leaves(call))
 
 
 def _ask_for_sizes(module: GraphModule) -> None:
@@ -139,10 +132,6 @@ def _ask_for_sizes(module: GraphModule) -> None:
         call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
-
-
-def _has_batch(leaf: Any, batch: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
 
 
 def _kept(value: Any) -> Any:

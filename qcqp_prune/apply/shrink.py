@@ -12,12 +12,12 @@ from torch import nn
 
 from qcqp_prune.apply.hf_config import follow
 from qcqp_prune.apply.removed import need_rewriting
-from qcqp_prune.apply.rewrite import rewritten
+from qcqp_prune.apply.rewrite import REALISATION_KEY, rewritings
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.apply.slim_attention import SlimAttention
 from qcqp_prune.apply.surgery import check_masks, copied, cut
 from qcqp_prune.apply.verification import Verification
-from qcqp_prune.apply.verify import TOLERANCE, Oracle, check_counts
+from qcqp_prune.apply.verify import TOLERANCE, Oracle, OutputShapeError, check_counts
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
 from qcqp_prune.graph.masks import Masks
@@ -74,7 +74,7 @@ def shrink_and_verify(
     cut(small, graph, flat)
     config = follow(small, graph, flat) if realisation != "graph" else ""
     oracle = Oracle(model, graph, flat)
-    failure, beyond = "", _beyond_modules(graph, flat, oracle)
+    failure, fits, beyond = "", False, _beyond_modules(graph, flat, oracle)
     if beyond and realisation != "graph":
         failure, remedy = beyond
         if realisation == "modules":
@@ -87,20 +87,34 @@ def shrink_and_verify(
             return small, replace(_verified(small, graph, flat, oracle, resources), config=config)
         except (VerificationError, RuntimeError, ValueError, AssertionError) as error:
             first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            failure = first.partition(": report it")[0]
+            failure, fits = first.partition(": report it")[0], _is_of_values(error)
         if realisation == "modules":
+            cause = "does not follow what its layers keep" if fits else "has shapes written into it"
             raise VerificationError(
-                f"the smaller {graph.model} does not compute what the masked network does ({failure}): its forward has "
-                'shapes written into it; use realisation="graph"'
+                f"the smaller {graph.model} does not compute what the masked network does ({failure}): its forward "
+                f'{cause}; use realisation="graph"'
             )
         logger.info(
             "%s: the modules' own forward does not fit (%s); rewriting its graph", graph.model, failure
         )
-    module = rewritten(model, small, graph, flat)
-    why = f"the model's own forward does not fit the smaller shapes ({failure})" if failure else "asked for"
+    does = "compute what the masked network does" if fits else "fit the smaller shapes"
+    why = f"the model's own forward does not {does} ({failure})" if failure else "asked for"
     if beyond and failure:
         why = failure
-    return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=why)
+    wrong: Exception = VerificationError(f"{graph.model} cannot be rewritten: report it with the model")
+    for module in rewritings(model, small, graph, flat):
+        note = "; ".join(filter(None, (why, module.meta[REALISATION_KEY])))
+        try:
+            return module, _verified(module, graph, flat, oracle, resources, realisation="graph", note=note)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            wrong = error
+            logger.debug("%s: a rewritten graph does not do: %s", graph.model, error)
+    raise wrong
+
+
+def _is_of_values(error: Exception) -> bool:
+    """Whether a smaller network runs and returns tensors of the right shapes, but with other values or counts."""
+    return isinstance(error, VerificationError) and not isinstance(error, OutputShapeError)
 
 
 def _beyond_modules(graph: ChannelGraph, flat: BoolArray, oracle: Oracle) -> tuple[str, str] | None:

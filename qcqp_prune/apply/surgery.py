@@ -240,11 +240,19 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         MaskMismatchError: the model cannot be copied.
     """
+    # What a hook computes before each call, such as a weight of the old weight_norm, has a history of gradients, with
+    # which PyTorch copies nothing; the copy computes its own.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
         with caches_dropped(model), warnings.catch_warnings():
             # PyTorch copies a graph module by its own deprecated tree functions.
             warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            return copy.deepcopy(model)
+            return copy.deepcopy(model, computed)
     except (TypeError, RuntimeError, pickle.PickleError) as error:
         raise MaskMismatchError(
             f"the model cannot be copied ({error}): rebuild it with its constructor and load its state dict first"

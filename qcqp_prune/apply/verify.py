@@ -14,7 +14,7 @@ from qcqp_prune.apply.verification import Count
 from qcqp_prune.apply.widened import Widened
 from qcqp_prune.errors import VerificationError
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph
-from qcqp_prune.graph.export import export
+from qcqp_prune.graph.export import export, plain_attention
 from qcqp_prune.graph.inputs import make_inputs
 from qcqp_prune.graph.outputs import output_leaves, traced_state
 from qcqp_prune.graph.state import tensors_replaced
@@ -22,6 +22,10 @@ from qcqp_prune.program.problem import Resource
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest accepted relative error by the dtype of the computation: rounding only."""
+
+
+class OutputShapeError(VerificationError):
+    """An output of the smaller network has another shape than that of the masked one."""
 
 
 class Oracle:
@@ -131,13 +135,16 @@ def _measured(measure: Any, graph: ChannelGraph, small: nn.Module, call: Any, ex
 
 
 def double_outputs(model: nn.Module, call: Any) -> list[Any]:
-    """The leaves of a forward pass in double precision; the model has its own tensors back afterwards."""
+    """The leaves of a forward pass in double precision; the model has its own tensors back afterwards.
+
+    By PyTorch's plain attention, as the masked network: its fused encoder layers put zeros where a mask says padding.
+    """
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.detach().double() if tensor.is_floating_point() else tensor
 
     args, kwargs = _cast(call, torch.float64)
-    with traced_state(model), tensors_replaced(model, cast), torch.no_grad(), Widened():
+    with traced_state(model), tensors_replaced(model, cast), torch.no_grad(), plain_attention(), Widened():
         return output_leaves(model(*args, **kwargs))
 
 
@@ -152,13 +159,13 @@ def relative_error(outputs: list[Any], expected: list[Any]) -> tuple[float, torc
     """Largest difference relative to the largest entry of its tensor, and the dtype of the comparison.
 
     Raises:
-        VerificationError: two tensors are of unlike shapes.
+        OutputShapeError: two tensors are of unlike shapes.
     """
     pairs = [(a, b) for a, b in zip(outputs, expected, strict=True) if isinstance(b, Tensor)]
     worst, dtype = 0.0, torch.float64
     for a, b in pairs:
         if a.shape != b.shape:
-            raise VerificationError(f"an output has shape {tuple(a.shape)}, not {tuple(b.shape)}")
+            raise OutputShapeError(f"an output has shape {tuple(a.shape)}, not {tuple(b.shape)}")
         if a.numel() == 0:
             continue
         dtype = a.dtype if a.is_floating_point() else dtype

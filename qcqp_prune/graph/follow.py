@@ -74,7 +74,7 @@ def _call(walk: Walk, node: Node, table: Mapping[str, Handler]) -> Axes | list[A
         return []
     name = op_name(node)
     handler = table.get(name)
-    if handler is None and is_pointwise(node):
+    if handler is None and is_pointwise(node) and not many:
         handler = pointwise
     if handler is not None:
         return handler(walk, node)

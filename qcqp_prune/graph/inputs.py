@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.errors import PlanError, TraceError
 from qcqp_prune.graph.channels import ChannelGraph, InputSpec
+from qcqp_prune.graph.outputs import output_leaves
 
 ExampleInputs = Any
 """A tensor, a tuple or list of positional arguments, a mapping of keyword arguments, or ``(args, kwargs)``."""
+
+_REGISTER = "register it with torch.export.register_dataclass(..., serialized_type_name=...)"
 
 
 def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -34,6 +37,9 @@ def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, A
     else:
         args, kwargs = (example_inputs,), {}
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        for path, leaf in pytree.tree_leaves_with_path((args, kwargs)):
+            if _holds_tensors(leaf):
+                _require_plain(pytree.keystr(path), leaf)
         raise TraceError(
             f"example_inputs holds no tensor but {type(example_inputs).__name__}: give a tensor, a tuple of arguments, "
             "or a dict of keyword arguments"
@@ -64,15 +70,49 @@ def batch_size(call: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
 def describe(call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[tuple[InputSpec, ...], str]:
     """The leaves as plain data, and the tree that they hang on."""
     leaves, spec = pytree.tree_flatten_with_path(call)
-    return tuple(_describe(pytree.keystr(path), leaf) for path, leaf in leaves), pytree.treespec_dumps(spec)
+    described = tuple(_describe(pytree.keystr(path), leaf) for path, leaf in leaves)
+    try:
+        return described, pytree.treespec_dumps(spec)
+    except NotImplementedError as error:  # a class without a name to be stored under
+        path, name = next(_unnamed(call))
+        raise TraceError(
+            f"example input {path} is a {name}, a class that cannot be stored with the graph: let the forward take a "
+            f"tuple, a list or a dict in its place, or make it a dataclass and {_REGISTER}"
+        ) from error
+
+
+def _unnamed(call: Any) -> Iterator[tuple[str, str]]:
+    """Where among the inputs there is a container that cannot be stored, and of what class it is."""
+    for path, held in pytree.tree_leaves_with_path(
+        call, is_leaf=lambda x: type(x) not in (tuple, list, dict)
+    ):
+        try:
+            pytree.treespec_dumps(pytree.tree_structure(held))
+        except NotImplementedError:
+            yield pytree.keystr(path), type(held).__name__
+
+
+def _holds_tensors(leaf: Any) -> bool:
+    return any(isinstance(x, torch.Tensor) for x in output_leaves(leaf))
+
+
+def _require_plain(path: str, leaf: Any) -> None:
+    if leaf is None or isinstance(leaf, torch.Tensor | int | float | str | bool):
+        return
+    if _holds_tensors(leaf):
+        raise TraceError(
+            f"example input {path} is a {type(leaf).__name__} with tensors in it, a class that cannot be taken apart: "
+            f"give its tensors in a tuple, a list or a dict, or {_REGISTER}"
+        )
+    raise TraceError(
+        f"example input {path} is a {type(leaf).__name__}: only tensors and plain values are followed; "
+        "give a tensor or a number in its place"
+    )
 
 
 def _describe(path: str, leaf: Any) -> InputSpec:
     if not isinstance(leaf, torch.Tensor):
-        if leaf is not None and not isinstance(leaf, int | float | str | bool):
-            raise TraceError(
-                f"example input {path} is a {type(leaf).__name__}: only tensors and plain values are followed"
-            )
+        _require_plain(path, leaf)
         return InputSpec(path, (), "python", value=leaf)
     dtype = str(leaf.dtype).removeprefix("torch.")
     if leaf.is_floating_point() or leaf.is_complex() or leaf.numel() == 0:

@@ -30,6 +30,7 @@ from qcqp_prune.graph.grouping import Amount, Grouping, Limits, NamedLayer, grou
 from qcqp_prune.graph.inputs import ExampleInputs, as_call, batch_size, describe
 from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
+from qcqp_prune.graph.refused import require_sizes
 from qcqp_prune.graph.removable import Blocks, Traced, with_blocks
 from qcqp_prune.graph.sharing import always_kept, free
 from qcqp_prune.graph.uniform import Uniform, tied_alike
@@ -105,6 +106,7 @@ def trace(
     tell = progress or silent
     tell("exporting the network", 0, 0)
     program = export(model, call)
+    require_sizes(program, model)
     names = canonical_names(model)
     placeholders = state_placeholders(program, names)
     walk = Walk(model, placeholders, batch_size(call), free_sums=sharing == "free")

@@ -165,8 +165,9 @@ class Walk:
             name = self._tensors.get(current.name)
             if name is not None:
                 whole = self.tensor_axes[name]
-                first = -1 if whole[0] is None or not len(rows) else int(rows[0] - whole[0][0])
-                if len(whole) == 2 and first >= 0 and self.shape(node) != self.shape(current):
+                is_matrix = len(whole) == 2 and whole[0] is not None and len(rows)
+                first = int(rows[0] - cast(IntArray, whole[0])[0]) if is_matrix else -1
+                if first >= 0 and self.shape(node) != self.shape(current):
                     part = cast(IntArray, whole[0])[first : first + len(rows)]
                     if np.array_equal(part, rows) and np.array_equal(whole[1], columns):  # type: ignore[arg-type]
                         return name, (first, first + len(rows))

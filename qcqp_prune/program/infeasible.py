@@ -8,7 +8,7 @@ with the floors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,21 @@ REMEDIES = {
     "min_keep": "lower min_keep",
     "round_to": "lower round_to",
 }
+
+# What such a reason holds, and what then is to be done where it leaves nothing to prune.
+_THAW = {
+    IGNORED: REMEDIES["ignored"],
+    LIMITS: "lower min_keep or round_to",
+    "unless units holds": "name further kinds in units",
+    "head_dim among the units": "name further kinds in units",
+    "no handler": "pass a handler for the operator to trace(handlers=...)",
+}
+
+
+def remedy(reasons: Iterable[str]) -> str:
+    """What to do about reasons that together leave nothing to prune; of options only those that cause it are named."""
+    found = [text for part, text in _THAW.items() if any(part in reason for reason in reasons)]
+    return ", ".join((*dict.fromkeys(found), "or choose another model" if found else "choose another model"))
 
 
 @dataclass(frozen=True)

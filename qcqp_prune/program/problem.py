@@ -22,7 +22,7 @@ from qcqp_prune.errors import (
 )
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, IntArray
 from qcqp_prune.program.forms import PairwiseForm, UseForm
-from qcqp_prune.program.infeasible import infeasible
+from qcqp_prune.program.infeasible import infeasible, remedy
 
 RESOURCE_ENTRY_POINTS = "qcqp_prune.resources"
 
@@ -136,7 +136,7 @@ class PruningProblem:
             reasons = sorted({g.frozen_reason or "" for g in graph.groups})
             raise NothingToPruneError(
                 f"no layer of {graph.model} can be pruned ({'; '.join(reasons) or 'it has no layer with a weight'}): "
-                "remove entries from ignored_layers, lower min_keep or round_to, or choose another model"
+                f"{remedy(reasons)}"
             )
         parsed = {b.resource: b for b in parse_budgets(budgets, all_resources(resources))}
         known = counted_resources(resources, parsed)

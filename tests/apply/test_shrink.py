@@ -59,6 +59,22 @@ def test_own_classes_where_they_fit_and_a_graph_where_not() -> None:
         shrink(m, g, random_masks(g, 0, 0.5), realisation="modules")
 
 
+def test_other_values_are_not_called_other_shapes() -> None:
+    class Scaled(Net):
+        """It divides by the width that the layer has now."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / self.a.out_channels
+
+    model = liven(Scaled())
+    masks = keep(graph := trace(model, X), a=[0, 1, 5])
+    with pytest.raises(VerificationError, match="forward does not follow what its layers keep; use realis"):
+        shrink(model, graph, masks, realisation="modules")
+    _, checked = shrink_and_verify(model, graph, masks)
+    assert checked.realisation == "graph"
+    assert "own forward does not compute what the masked network does (outputs of" in checked.note
+
+
 @pytest.mark.parametrize("kind", [Net, Written])
 def test_the_result_trains_in_its_mode(kind: type[nn.Module]) -> None:
     for training in (True, False):

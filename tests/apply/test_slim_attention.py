@@ -140,6 +140,37 @@ def test_within_encoder_layers_the_fused_path_stays_off(units: list[str]) -> Non
         assert torch.allclose(padded[1], y[1].float(), atol=1e-4)
 
 
+class Padded(nn.Module):
+    """An encoder that is given what of its input is padding; optionally in no other dtype than single precision."""
+
+    def __init__(self, *, strict: bool) -> None:
+        super().__init__()
+        self.encoder, self.head, self.strict = encoder(), nn.Linear(E, 3), strict
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.strict and x.dtype != torch.float32:
+            raise RuntimeError("single precision, please")
+        return self.head(self.encoder(x, src_key_padding_mask=mask))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors"
+)  # which the fused path makes of the mask
+@pytest.mark.parametrize("strict", [False, True])
+def test_rows_of_padding_that_the_fused_path_would_zero_are_no_error(strict: bool) -> None:
+    (x,) = tensors((N, L, E))
+    mask = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    model = liven(Padded(strict=strict)).eval()
+    graph = qp.trace(model, (x, mask))
+    # Nothing of the attention goes, so that the fused path of each layer stays on.
+    masks = keep(graph, **{f"encoder_layers_{k}_linear1": [0, 2, 5, 6] for k in (0, 1)})
+    small, checked = qp.shrink_and_verify(model, graph, masks, realisation="modules")
+    assert checked.max_relative_error <= checked.tolerance
+    with torch.no_grad():
+        got, want = small(x, mask), qp.masked(model, graph, masks)(x, mask)
+    assert torch.allclose(got[~mask], want[~mask], atol=1e-5)
+
+
 def test_it_trains_and_comes_back_from_a_file(tmp_path: Path) -> None:
     model, (x,) = encoder(dropout=0.0), tensors((N, L, E))
     graph = qp.trace(model, x)

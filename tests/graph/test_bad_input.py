@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -131,14 +133,54 @@ def test_a_model_without_prunable_layers(network: nn.Module, example: Tensor, wh
     objective = qp.PairwiseForm(np.zeros(graph.unit_count))
     with pytest.raises(
         qp.NothingToPruneError,
-        match=f"{why}.*: remove entries from ignored_layers, lower min_keep or round_to, or choose",
+        match=rf"{why}[^:]*: choose another model$",
     ):
         qp.PruningProblem.build(graph, objective, "50%")
 
 
 def test_a_model_whose_layers_are_all_ignored(model: nn.Module) -> None:
     graph = qp.trace(model, EXAMPLE, ignored_layers=["first", model.second])
-    with pytest.raises(qp.NothingToPruneError, match=r"in ignored_layers \(first\).*remove entries"):
+    with pytest.raises(
+        qp.NothingToPruneError,
+        match=r"in ignored_layers \(first\).*: take layers out of ignored_layers, or choose another model$",
+    ):
+        qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"min_keep": 4}, "lower min_keep or round_to"),
+        ({"round_to": 4}, "lower min_keep or round_to"),
+        ({"units": ["heads"]}, "name further kinds in units"),
+        (
+            {"ignored_layers": "first", "min_keep": 3},
+            "take layers out of ignored_layers, lower min_keep or round_to",
+        ),
+    ],
+)
+def test_of_what_leaves_nothing_to_prune_only_the_causes_are_to_be_changed(
+    model: nn.Module, options: dict[str, Any], advice: str
+) -> None:
+    graph = qp.trace(model, EXAMPLE, **options)
+    with pytest.raises(qp.NothingToPruneError, match=f": {advice}, or choose another model$"):
+        qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
+
+
+def test_an_operator_that_leaves_nothing_to_prune_is_named() -> None:
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.linalg.qr(self.a(x))[1])
+
+    model = Sorted()
+    graph = qp.trace(model, torch.zeros(9, 4))
+    with pytest.raises(
+        qp.NothingToPruneError, match=r"read by aten::linalg_qr.*: pass a handler for the operator"
+    ):
         qp.PruningProblem.build(graph, qp.Magnitude()(model, graph), "50%")
 
 
@@ -412,3 +454,71 @@ def test_an_unchanged_graph_file(graph: qp.ChannelGraph) -> None:
     again = qp.ChannelGraph.from_json(json.loads(json.dumps(graph.to_json())))
     assert again.fingerprint == graph.fingerprint
     assert again.groups == graph.groups
+
+
+# Inputs of classes
+
+
+class Pair(NamedTuple):
+    left: Tensor
+    right: Tensor
+
+
+@dataclass
+class Batch:
+    left: Tensor
+    right: Tensor
+
+
+class TakesOne(nn.Module):
+    """x.left(4) -> a(8) -> head(3); x.right is added to the input, and whatever follows is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Any, *more: Any) -> Tensor:
+        return self.head(self.a(x.left + x.right).relu())
+
+
+ROWS = torch.zeros(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("example", "place"),
+    [
+        ((Pair(ROWS, ROWS),), "[0][0]"),
+        ((Pair(ROWS, ROWS), ROWS), "[0][0]"),
+        ({"x": Pair(ROWS, ROWS)}, "[1]['x']"),
+        ((Pair(ROWS, ROWS), [ROWS, {"deep": Pair(ROWS, ROWS)}]), "[0][0]"),
+        (((), {"x": Pair(ROWS, ROWS)}), "[1]['x']"),
+    ],
+)
+def test_a_named_tuple_among_the_inputs(example: Any, place: str) -> None:
+    expected = (
+        f"example input {place} is a Pair, a class that cannot be stored with the graph: let the forward"
+    )
+    with pytest.raises(qp.TraceError, match=re.escape(expected)):
+        qp.trace(TakesOne(), example)
+
+
+@pytest.mark.parametrize("example", [(Batch(ROWS, ROWS),), Batch(ROWS, ROWS), (Batch(ROWS, ROWS), ROWS)])
+def test_a_class_that_pytorch_cannot_take_apart(example: Any) -> None:
+    expected = (
+        "example input [0][0] is a Batch with tensors in it, a class that cannot be taken apart: give its"
+    )
+    with pytest.raises(qp.TraceError, match=re.escape(expected)):
+        qp.trace(TakesOne(), example)
+
+
+def test_what_the_messages_advise_works() -> None:
+    @dataclass
+    class Registered(Batch):
+        pass
+
+    torch.export.register_dataclass(Registered, serialized_type_name="tests.Registered")
+    model = TakesOne()
+    graph = qp.trace(model, (Registered(ROWS, ROWS),))
+    small = qp.shrink(model, graph, keep(graph, a=[0, 3, 5]))
+    x = Registered(torch.randn(2, 4), torch.randn(2, 4))
+    torch.testing.assert_close(small(x), qp.masked(model, graph, keep(graph, a=[0, 3, 5]))(x))

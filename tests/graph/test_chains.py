@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -176,6 +178,34 @@ def test_weight_norm_is_of_the_kept_part() -> None:
     assert graph.layers[0].weight == "0.parametrizations.weight.original1"
     for seed, realisation in enumerate(("modules", "graph")):
         prune_and_check(model, X, graph, random_masks(graph, seed), realisation=realisation, mixes=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("ran", [False, True])
+@pytest.mark.parametrize("realisation", ["modules", "graph"])
+def test_the_old_weight_norm_whose_weight_has_a_history(realisation: str, ran: bool) -> None:
+    weight_norm = nn.utils.weight_norm
+    model = liven(nn.Sequential(weight_norm(conv(3, 8)), nn.SiLU(), weight_norm(conv(8, 5)), head(5)))
+    if ran:
+        model(X).sum().backward()
+    graph = trace(model, X)
+    assert widths(graph, free=True) == {"0": 8, "2": 5}
+    small, _ = prune_and_check(
+        model, X, graph, random_masks(graph, 1, 0.5), realisation=realisation, mixes=True
+    )
+    small(X).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+    trained = trace(small, X)
+    prune_and_check(small, X, trained, random_masks(trained, 1, 0.5), realisation=realisation, mixes=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("weight_norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_a_weight_norm_with_one_number_for_all(weight_norm: Callable[..., nn.Module]) -> None:
+    model = liven(nn.Sequential(nn.Linear(6, 8), nn.SiLU(), weight_norm(nn.Linear(8, 5), dim=None)))
+    graph = trace(model, X)
+    assert widths(graph, free=True) == {"0": 8}
+    prune_and_check(model, X, graph, random_masks(graph, 1, 0.5), mixes=True)
 
 
 class Standardised(nn.Conv2d):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from qcqp_prune.errors import NothingToPruneError, TraceError
 from qcqp_prune.graph.trace import trace
 from qcqp_prune.importance import Magnitude
 from qcqp_prune.program.problem import PruningProblem
-from tests.networks import assert_untouched, snapshot
+from tests.networks import assert_untouched, reasons, snapshot
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -116,3 +117,67 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     before = snapshot(model)
     trace(model, X)
     assert_untouched(model, before)
+
+
+class Chooses(nn.Module):
+    """What becomes of (batch, 6, 8) between two layers is given."""
+
+    def __init__(self, forward: Callable[[Chooses, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.head, self.chooses = nn.Linear(8, 8), nn.Linear(8, 4), forward
+        self.gate, self.experts = nn.Linear(8, 3), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.chooses(self, self.a(x)))
+
+
+def by_where(_: Chooses, x: Tensor) -> Tensor:
+    rows, columns = torch.where(x[..., 0] > 0)
+    return x[rows, columns]
+
+
+def sparse_mixture(net: Chooses, x: Tensor) -> Tensor:
+    x = x.flatten(0, 1)
+    value, index = net.gate(x).softmax(-1).topk(2)
+    out = torch.zeros_like(x)
+    for k, expert in enumerate(net.experts):
+        rows, columns = torch.where(index == k)
+        out.index_add_(0, rows, value[rows, columns, None] * expert(x[rows]))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("forward", "operator"),
+    [
+        (by_where, "where"),
+        (sparse_mixture, "where"),
+        (lambda _, x: x[x[..., 0] > 0], "index"),
+        (lambda _, x: x * torch.nonzero(x[0, :, 0] > 0).shape[0], "nonzero"),
+        (lambda _, x: x.masked_select(x > 0).sum() + x, "masked_select"),
+    ],
+)
+def test_sizes_that_depend_on_values(forward: Callable[[Chooses, Tensor], Tensor], operator: str) -> None:
+    expected = (
+        rf"Chooses makes a tensor whose size depends on values \(aten::{operator}\), .*: compute all pos"
+    )
+    with pytest.raises(TraceError, match=expected):
+        trace(Chooses(forward), torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)))
+
+
+def test_where_with_three_arguments_and_values_in_numbers_are_followed() -> None:
+    graph = trace(Chooses(lambda _, x: torch.where(x > 0, x, 2 * x) * x.sum().item()), torch.randn(2, 6, 8))
+    assert reasons(graph)["a"] is None
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: torch.vmap(net.experts[0])(x),
+        lambda _, x: x * torch.vmap(lambda k: k + 1)(torch.arange(6))[:, None],
+    ],
+)
+def test_a_mapped_function(forward: Callable[[Chooses, Tensor], Tensor]) -> None:
+    with pytest.raises(
+        TraceError, match=r"runs under torch\.vmap, .*: let the layers and operators take the"
+    ):
+        trace(Chooses(forward), torch.randn(2, 6, 8))
