@@ -41,7 +41,7 @@ from torch import nn
 import qcqp_prune as qp
 from benchmarks.accuracy_methods import METHODS, OURS, Method
 from benchmarks.recording import library_commit, matches, record, recorded
-from benchmarks.settings import SETTINGS, Setting
+from benchmarks.settings import SETTINGS, Setting, shared
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.storage import digest_of, sha256
 
@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         schedule = (options.epochs, options.batches or BATCHES.get(name, 100))
         for budget in options.budgets or BUDGETS[name]:
             for method in options.methods:
+                if getattr(METHODS[method], "inner", False) and not shared(setting.graph):
+                    continue  # all layers are inner ones: the method without it is this one
                 cell = Cell(setting, method, budget, schedule, known=fresh if options.again else None)
                 seeds = [s for s in options.seeds if options.again or not _is_measured(cell.key(s))]
                 for row in cell.rows(seeds):

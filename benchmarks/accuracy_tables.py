@@ -13,6 +13,8 @@ from benchmarks.plot import Line, accuracies
 Row = dict[str, Any]
 Place = tuple[str, str]
 """Instance and budget."""
+INNER = ", inner"
+"""What the names of methods end with that leave residual streams whole."""
 UNUSED = 0.5
 """Points of the dense network's multiply-adds that a method may leave of a budget before the page says so."""
 
@@ -204,15 +206,15 @@ class Standing:
 
 def standings(one: Measured) -> dict[str, Standing]:
     """How each method stands where it and every rival were measured with as many seeds; a rival, beside the others."""
-    everyone = {name for name in one.methods if name not in one.ours}
+    everyone, all_cells = {name for name in one.methods if name not in one.ours}, _with_inner(one)
     found: dict[str, Standing] = {}
     for method in one.methods:
         rivals = [name for name in one.methods if name in everyone and name != method]
-        places = [place for place, cells in one.cells.items() if _comparable(cells, {*everyone, method})]
+        places = [place for place, cells in all_cells.items() if _comparable(cells, {*everyone, method})]
         if not rivals or not places:
             continue
-        mine = [one.cells[p][method] for p in places]
-        theirs = [[one.cells[p][name] for p in places] for name in rivals]
+        mine = [all_cells[p][method] for p in places]
+        theirs = [[all_cells[p][name] for p in places] for name in rivals]
         after, before = mean(c.mean for c in mine), mean(c.before for c in mine)
         found[method] = Standing(
             len(places),
@@ -223,6 +225,18 @@ def standings(one: Measured) -> dict[str, Standing]:
             mean(c.mean - max(cells[k].mean for cells in theirs) for k, c in enumerate(mine)),
             sum(all(_is_level(c, cells[k]) for cells in theirs) for k, c in enumerate(mine)),
         )
+    return found
+
+
+def _with_inner(one: Measured) -> dict[Place, dict[str, Cell]]:
+    """The cells, where a method of inner layers has those of the method itself if an instance has no other layers."""
+    apart = {(place[0], name) for place, cells in one.cells.items() for name in cells}
+    found = {place: dict(cells) for place, cells in one.cells.items()}
+    for name in one.methods:
+        same = name.removesuffix(INNER)
+        for place, cells in found.items():
+            if same in cells and (place[0], name) not in apart:
+                cells[name] = cells[same]
     return found
 
 

@@ -93,7 +93,7 @@ def exported_once() -> Iterator[None]:
             done[key] = export(model, call, **options)
         return done[key]
 
-    modules = ("qcqp_prune.graph.trace", "qcqp_prune.apply.verify", "qcqp_prune.apply.rewrite")
+    modules = ("qcqp_prune.graph.trace", "qcqp_prune.apply.verify", "qcqp_prune.apply.rewrite_inputs")
     with contextlib.ExitStack() as stack:
         for module in modules:
             stack.enter_context(mock.patch(f"{module}.export", cached))

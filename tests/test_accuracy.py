@@ -361,6 +361,30 @@ def test_cells_of_fewer_seeds_are_not_compared() -> None:
     assert found["ours"].cells == 1
 
 
+def test_of_a_network_without_streams_a_method_is_its_own_inner_variant() -> None:
+    other = [
+        row(name, "50%", seed, value, instance="chain")
+        for name, value in (("rival a", 0.7), ("rival b", 0.8), ("ours", 0.9))
+        for seed in range(3)
+    ]
+    inner = [row("rival b, inner", b, seed, 0.92) for b in ("50%", "25%") for seed in range(3)]
+    found = standings(measured([*ROWS, *other, *inner]))
+    assert (found["ours"].cells, found["rival b, inner"].cells) == (3, 3)
+    assert found["rival b, inner"].mean == pytest.approx((92 + 92 + 80) / 3)
+    assert found["ours"].ahead == pytest.approx((90.5 + 84 + 90) / 3 - (92 + 92 + 80) / 3)
+    assert found["ours"].level == 1
+    # Where some of its cells are missing it is not the method without them.
+    assert standings(measured([*ROWS, *other, *inner[:3]]))["ours"].cells == 2
+
+
+def test_no_rows_of_inner_layers_where_there_are_no_others(
+    bench: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "shared", lambda graph: set())
+    monkeypatch.setattr(accuracy, "METHODS", {"uniform, inner": Solved(PAPER, UNIFORM, inner=True)})
+    assert run("--seeds", "0") == []
+
+
 def test_two_schedules_of_one_instance_are_not_compared() -> None:
     with pytest.raises(ValueError, match="net has rows of two schedules"):
         measured([*ROWS, row("ours", "50%", 3, 0.9, schedule=[3, 50])])
