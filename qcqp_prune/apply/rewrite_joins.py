@@ -135,10 +135,8 @@ def _turned_back(user: Node, name: str, after: Kept, kept: dict[Node, Any]) -> K
     if name == "aten::unsqueeze":
         dim = numbers[0] % len(after)
         return after[:dim] + after[dim + 1 :]
-    if name in (
-        "aten::slice",
-        "aten::select",
-    ):  # of a dimension that is cut all is needed, as far as can be told
+    if name in ("aten::slice", "aten::select"):
+        # Of a dimension that is cut all is needed, as far as can be told.
         dim = (numbers[0] if numbers else 0) % len(before)
         rest = after if name == "aten::select" else after[:dim] + after[dim + 1 :]
         whole = len(after) == len(before) and len(after[dim]) == len(before[dim])
