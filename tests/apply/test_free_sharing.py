@@ -75,7 +75,9 @@ def test_operands_side_by_side() -> None:
     masks = keep(graph, a=[0, 4], b=[1, 2, 3], c_in=[0, 1, 2, 3, 4])
     small, checked = prune_and_check(model, X, graph, masks)
     assert checked.realisation == "graph"
-    assert checked.note == "1 additions join layers that keep different channels"
+    why, takes = checked.note.split("; ")
+    assert why == "1 additions join layers that keep different channels"
+    assert takes == "it is made for x of sizes (any, 3, 6, 6)"
     (one,) = joined(small)
     assert (one.dim, one.size) == (-3, 5)
 

@@ -18,7 +18,12 @@ FILES = {
     "resnet32": "resnet32-d509ac18.th",
     "resnet56": "resnet56-4bfd9763.th",
 }
-BUDGETS = [{"macs": 58}, {"macs": 50}, {"macs": 46}, {"macs": 50, "params": 50}]
+BUDGETS = [
+    pytest.param({"macs": 58}, marks=pytest.mark.slow),
+    pytest.param({"macs": 50}, marks=pytest.mark.slow),
+    {"macs": 46},
+    {"macs": 50, "params": 50},
+]
 LARGEST_GAP = 0.02
 
 

@@ -77,7 +77,8 @@ def test_a_module_called_twice() -> None:
     prune_and_check(model, X, graph, masks, realisation="graph")
 
 
-def test_a_tied_linear_map_and_its_transpose_is_left_alone() -> None:
+def test_a_tied_linear_map_and_its_transpose() -> None:
+    #  x(6) -> a(8) -> b(8) -> b turned: what b reads and what its transpose makes are the outputs, and stay
     class Autoencoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -88,9 +89,16 @@ def test_a_tied_linear_map_and_its_transpose_is_left_alone() -> None:
 
     model, x = liven(Autoencoder()), torch.randn(2, 6)
     graph = trace(model, x)
-    # the last map's weight is a square matrix of the parameter's shape, but not the parameter
-    assert [x.weight for x in graph.layers] == ["a.weight", "b.weight", ""]
-    prune_and_check(model, x, graph, random_masks(graph, 0))
+    # The last map's weight is square, of the parameter's shape, and turned all the same.
+    assert [(x.weight, x.op) for x in graph.layers[1:]] == [
+        ("b.weight", "linear"),
+        ("b.weight", "linear_transposed"),
+    ]
+    assert widths(graph, free=True) == {"b": 8}
+    masks = keep(graph, b=[1, 2, 6])
+    assert uses(graph, masks)["macs"] == 6 * 8 + 8 * 3 + 3 * 8
+    prune_and_check(model, x, graph, masks)
+    prune_and_check(model, x, graph, masks, realisation="graph")
 
 
 class Named(nn.Module):

@@ -48,8 +48,8 @@ def test_optimum_of_200_problems(batch: int, solver: str) -> None:
         "auto",
         "highs:mccormick",
         "scip:cardinality_rlt",
-        "scip:perspective",
-        "scip:mccormick",
+        pytest.param("scip:perspective", marks=pytest.mark.slow),
+        pytest.param("scip:mccormick", marks=pytest.mark.slow),
     ],
 )
 def test_optimum_through_other_doors(solver: str) -> None:
