@@ -52,12 +52,20 @@ class Result:
 Run = Callable[..., Result]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Call the program with arguments; its log is put back afterwards."""
-    monkeypatch.setattr(OUT, "width", 200)  # no cell of a table is broken over lines
+@pytest.fixture(autouse=True)
+def log_put_back() -> Iterator[None]:
+    """Whatever of the program a test runs, the library's log is afterwards what it was."""
     logger = logging.getLogger("qcqp_prune")
     before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call the program with arguments."""
+    monkeypatch.setattr(OUT, "width", 200)  # no cell of a table is broken over lines
 
     def call(*arguments: object) -> Result:
         with pytest.raises(SystemExit) as left:
@@ -66,9 +74,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         out, err = capsys.readouterr()
         return Result(0 if code is None else int(code), out, err)
 
-    yield call
-    logger.handlers, logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
+    return call
 
 
 @pytest.fixture
