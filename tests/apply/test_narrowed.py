@@ -98,7 +98,7 @@ def check_put_back(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat
 
 
 @settings(
-    max_examples=12,
+    max_examples=5,
     derandomize=True,
     deadline=None,
     suppress_health_check=list(HealthCheck),

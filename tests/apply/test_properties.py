@@ -46,7 +46,7 @@ def test_random_networks_of_sequences(example: Example) -> None:
 
 
 @pytest.mark.timeout(600)
-@settings(max_examples=30, derandomize=True, **RELAXED)
+@settings(max_examples=20, derandomize=True, **RELAXED)
 @given(example=examples(recipes()))
 def test_deep_random_networks(example: Example) -> None:
     check(example)

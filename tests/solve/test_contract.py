@@ -15,7 +15,11 @@ from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaust
 EXACT = ["scip", "highs:cardinality_rlt", "highs:perspective", "pyomo:scip_direct", "pyomo:highs"]
 
 
-@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize(
+    "solver",
+    # The solvers behind Pyomo are those that stand here without it, and every other test of this file has them too.
+    [pytest.param(name, marks=pytest.mark.slow if name.startswith("pyomo") else ()) for name in EXACT],
+)
 def test_exact_backends_prove_everything(solver: str) -> None:
     seeds = 1 if solver.startswith("pyomo") else 2  # another door to the same solvers
     check = check_backend(get_backend(solver), seeds=seeds)
