@@ -15,10 +15,10 @@ at; two processes may measure different instances or budgets. ``--dry`` measures
 ``benchmarks.accuracy_methods``. Torch-Pruning needs the extra ``bench``; data as in ``benchmarks.settings``.
 
 The default schedule is what two cores can do in about six hours. Processor seconds of one thread for a batch of 128
-were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.3 to 0.6 for ResNet-56, whose weights lie
-channels last and whose tests run under bfloat16, too (``Setting.quick``); a test set took 6 to 12 for either. Fourteen
-different networks at four budgets with three seeds are 168 runs of each, so they take three and a half and three hours
-of one core, tests one and a half, selections and the small networks three. The halves::
+were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.45 for ResNet-56 cut to half, whose
+weights lie channels last and whose tests run under bfloat16, too (``Setting.quick``); a test set took 6 to 12 for
+either. Fourteen different networks at four budgets with three seeds are 168 runs of each; by these figures they take
+three and a half and three hours of one core, tests one and a half, selections and the small networks three. In halves::
 
     python -m benchmarks.accuracy --instances resnet56 --budgets 58% 50% 46%
     python -m benchmarks.accuracy --instances resnet20 lenet5 small_vgg && \\

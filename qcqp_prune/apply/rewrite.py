@@ -52,11 +52,6 @@ _BY_METHOD: dict[Any, str] = {
 }
 
 
-def rewritten(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray) -> GraphModule:
-    """The first of ``rewritings``."""
-    return next(rewritings(model, small, graph, flat))
-
-
 def rewritings(
     model: nn.Module, small: nn.Module, graph: ChannelGraph, flat: BoolArray
 ) -> Iterator[GraphModule]:

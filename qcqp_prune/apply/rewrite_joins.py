@@ -95,8 +95,9 @@ def _joined(node: Node, own: Kept, back: int, positions: Positions) -> BoolArray
 
 def _joined_by(node: Node, user: Node, along: BoolArray, back: int, positions: Positions) -> BoolArray:
     after = _decides(node, user, back, positions)
-    joins = after is not None and len(after) >= -back and after[back].shape == along.shape
-    return along & after[back] if joins else along  # type: ignore[index]
+    if after is None or len(after) < -back or after[back].shape != along.shape:
+        return along
+    return along & after[back]
 
 
 def _decides(node: Node, user: Node, back: int, positions: Positions) -> Kept | None:

@@ -162,7 +162,7 @@ class _Fit:
         """Fit every layer that can be; where an error ends it, none is fitted."""
         try:
             self._all()
-        except BaseException:
+        except BaseException:  # an interrupt, too, leaves nothing half fitted
             for tensor, before in reversed(self._written):
                 tensor.copy_(before)
             raise

@@ -97,23 +97,37 @@ def check_put_back(model: nn.Module, small: nn.Module, graph: ChannelGraph, flat
     assert all(torch.equal(tensor, tensors(model)[name]) for name, tensor in tensors(whole).items())
 
 
-@settings(
-    max_examples=5,
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate],  # an example takes seconds: to make it smaller would take hundreds of them
-)
-@given(
+RANDOM = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "phases": [Phase.generate],  # an example takes seconds: to make it smaller would take hundreds of them
+}
+DRAWN = given(
     recipe=recipes(depth=3),
     seed=st.integers(0, 2**20),
     sharing=st.sampled_from(["strict", "free"]),
     units=st.sampled_from(CHOICES),
 )
-def test_random_networks(recipe: Recipe, seed: int, sharing: str, units: Any) -> None:
+
+
+def check_random(recipe: Recipe, seed: int, sharing: str, units: Any) -> None:
     model, x = liven(recipe.build(), recipe.seed).eval(), recipe.inputs(2, seed)
     assume(depends_on_input(model, x))
     check_twice(model, x, seed, sharing=sharing, units=units)
+
+
+@settings(max_examples=5, **RANDOM)
+@DRAWN
+def test_random_networks(recipe: Recipe, seed: int, sharing: str, units: Any) -> None:
+    check_random(recipe, seed, sharing, units)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, **RANDOM)
+@DRAWN
+def test_many_random_networks(recipe: Recipe, seed: int, sharing: str, units: Any) -> None:
+    check_random(recipe, seed, sharing, units)
 
 
 @pytest.mark.parametrize("network", [Identity, Grouped, Nested])
