@@ -5,7 +5,7 @@
 Hypothesis draws networks, options and masks as the tests do (``tests.recipes``, ``tests.checks``), in batches of 50,
 each with a seed of its own, four batches a process. After each process everything so far is written to
 benchmarks/results/random_graphs.json; a run goes on from there, and begins no process after the minutes given. A
-violation is recorded with what reproduces it.
+violation is recorded with what reproduces it; its batch is drawn anew once the library is of another commit.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     rows = [] if options.again else [r for r in recorded("random_graphs") if r["seed"] == options.seed]
+    rows = [r for r in rows if not r["violations"] or r["commit"] == library_commit()]
     there = {row["batch"] for row in rows}
     wanted = [n for n in range(-(-options.examples // BATCH)) if n not in there]
     chunks = [wanted[k : k + CHUNK] for k in range(0, len(wanted), CHUNK)]

@@ -212,6 +212,17 @@ class Branches(Net):
         return torch.tanh(torch.cat([self.p(y + self.b(x)), self.q(y + self.c(x))], 1))
 
 
+class Tiled(Net):
+    """a(x)(3) twice over + b(x)(6) = s -> c(5) -> head: each channel of a is part of two channels of s."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.a, self.b, self.c = conv(3, 3), conv(3, 6), conv(6, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.c(self.a(x).repeat(1, 2, 1, 1) + self.b(x)))
+
+
 class GatedByPart(Net):
     """s = a(x) + b(x), then s * a(x): a channel of s would be kept exactly when its part is."""
 
@@ -275,5 +286,5 @@ class ProductOfSums(Net):
 
 
 FREE = (Identity, InPlace, Difference, Downsample, PreActivation, Padded, Three, Output, Inverted, Gated)
-FREE = (*FREE, Context, Branches)
+FREE = (*FREE, Context, Branches, Tiled)
 STRICT = (GatedByPart, Unrolled, GroupNormed, SeenLater, GroupsOfSum, ProductOfSums)

@@ -26,7 +26,7 @@ from qcqp_prune.apply.masked_norms import NORMS
 from qcqp_prune.apply.masked_ops import RULES, Value, pointwise
 from qcqp_prune.apply.masked_products import PRODUCTS
 from qcqp_prune.apply.masked_recurrent import RECURRENT
-from qcqp_prune.apply.masked_sums import SUMS, marked, with_kept
+from qcqp_prune.apply.masked_sums import SUMS, deciding, marked, with_kept
 from qcqp_prune.apply.masked_windows import WINDOWS
 from qcqp_prune.apply.removed import without_blocks
 from qcqp_prune.apply.widened import Widened
@@ -122,9 +122,10 @@ class MaskedNetwork:
             for node in _weights_when_read(module):
                 if node.op == "output":
                     return [x.value if isinstance(x, Value) else x for x in _leaves(node.args, env)]
-                env[node] = self._evaluate(module, node, env, inputs, dtype)
                 if node in sums:
-                    env[node] = self._sum(sums[node], env[node])
+                    env[node] = self._added(node, sums[node], env)
+                else:
+                    env[node] = self._evaluate(module, node, env, inputs, dtype)
                 if hook is not None:
                     hook(node, env[node])
                 for done in last_use.get(node, ()):
@@ -148,13 +149,16 @@ class MaskedNetwork:
 
     def arithmetic(self, program: ExportedProgram) -> MaskedArithmetic:
         """For a run of the network's layers with masks, step by step, from wherever its masks begin to matter."""
-        return MaskedArithmetic(self._held, self._sum, additions(program.graph))
+        return MaskedArithmetic(self._held, self._added, additions(program.graph))
 
-    def _sum(self, index: int, value: Any) -> Any:
+    def _added(self, node: Node, index: int, env: Mapping[Node, Any]) -> Any:
+        """The result of an addition, given its number and what it reads."""
+        kept = self._kept_sums.get(index)
+        value = execute(node, env if kept is None else {n: deciding(env[n]) for n in node.all_input_nodes})
         if not isinstance(value, Value):
             return value
-        if index in self._kept_sums:
-            value = with_kept(value, self._kept_sums[index])
+        if kept is not None:
+            value = with_kept(value, kept)
         if value.uneven:
             self.uneven_sums.add(index)
         return value
@@ -188,12 +192,12 @@ class MaskedArithmetic:
 
     Attributes:
         held: a parameter or buffer of a name, with what is removed at zero.
-        summed: the result of the addition of a number.
+        added: the result of an addition, given its number and what it reads.
         sums: the numbers of a program's additions.
     """
 
     held: Callable[[str, Tensor], Value]
-    summed: Callable[[int, Any], Any]
+    added: Callable[[Node, int, Mapping[Node, Any]], Any]
     sums: Mapping[Node, int]
 
     def state(self, name: str, tensor: Tensor) -> Any:
@@ -204,8 +208,8 @@ class MaskedArithmetic:
         """The result of an operator, given what it reads."""
         if node.target is _ASSERTION:
             return None
-        out = execute(node, pytree.tree_map_only(Tensor, Value, dict(env)))
-        return self.summed(self.sums[node], out) if node in self.sums else out
+        values = pytree.tree_map_only(Tensor, Value, dict(env))
+        return self.added(node, self.sums[node], values) if node in self.sums else execute(node, values)
 
     def plain(self, value: Any) -> Any:
         """A result as PyTorch has it."""

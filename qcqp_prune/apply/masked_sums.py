@@ -50,12 +50,17 @@ def addition(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Valu
     return Value(out.masked_fill_(~mask, 0), mask, uneven=uneven)
 
 
+def deciding(value: Any) -> Any:
+    """An operand that decides although it may hold an entry several times."""
+    return replace(value, copies=None) if isinstance(value, Value) else value
+
+
 def with_kept(value: Value, kept: KeptSum) -> Value:
     """The result of an addition with the positions that stay whatever its operands keep."""
     if value.mask is None:
         return value
     mask = value.mask.clone()
-    index = torch.tensor(kept.positions, device=mask.device)
+    index = torch.tensor(kept.positions, dtype=torch.int64, device=mask.device)
     added = not bool(mask.index_select(kept.dim, index).all())
     mask.index_fill_(kept.dim, index, value=True)
     return replace(value, mask=mask, uneven=value.uneven or added)

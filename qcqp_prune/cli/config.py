@@ -30,13 +30,40 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """A data set by name; ``root`` is the folder of its files."""
+    """What is trained, scored and measured with: a data set by name, or loaders of one's own.
+
+    Attributes:
+        name: of the data set; ``root``, ``batch_size``, ``augment`` and ``seed`` are of that alone.
+        root: the folder of its files.
+        source: in place of a name, ``package.module:callable`` or ``file.py:callable`` that returns two loaders, of
+            training and of validation batches, or None for the latter.
+        kwargs: its keyword arguments.
+        loss: ``package.module:callable`` or ``file.py:callable`` of the network's outputs and the targets, a mean over
+            samples, which is minimised and measured; cross-entropy where None.
+
+    Raises:
+        ConfigError: both a name and a source, or a loss without data.
+    """
 
     name: Literal["digits", "cifar10", "mnist", "fashion_mnist", "none"] = "none"
     root: str | None = None
     batch_size: int = 128
     augment: bool = False
     seed: int = 0
+    source: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    loss: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name != "none" and self.source is not None:
+            raise ConfigError("[data] has a name and a source: leave one of them out")
+        if self.loss is not None and not self.given:
+            raise ConfigError('[data] has a loss and no data: add name, or source = "file.py:callable"')
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any data."""
+        return self.name != "none" or self.source is not None
 
 
 @dataclass(frozen=True)
@@ -241,7 +268,7 @@ def read_config(path: Path) -> RunConfig:
             raise ConfigError(f"{path.name} has no table [{name}]: add it")
     resources = read_section(ResourcesSection, tables.get("resources", {}), "resources")
     further = resources.made(path.absolute().parent)
-    data = read_section(DataSection, tables.get("data", {}), "data")
+    data = _data(tables.get("data", {}))
     config = RunConfig(
         folder=path.absolute().parent,
         model=read_section(ModelSection, tables["model"], "model"),
@@ -262,6 +289,20 @@ def read_config(path: Path) -> RunConfig:
     )
     _require_data(config)
     return config
+
+
+def _data(table: object) -> DataSection:
+    """What is of one kind of data only is refused beside the other, where it would change nothing."""
+    found = read_section(DataSection, table, "data")
+    assert isinstance(table, Mapping)  # else it was refused
+    own = {"root", "batch_size", "augment", "seed"} if found.source is not None else {"kwargs"}
+    if idle := sorted(own & set(table)):
+        what = "a data set by name, not a source" if found.source is not None else "a source"
+        raise ConfigError(
+            f"[data] {idle[0]} is of {what}: leave it out"
+            + (", or hand it over in kwargs" if found.source is not None else "")
+        )
+    return found
 
 
 def _budgets(table: object, further: Sequence[Resource]) -> Mapping[str, int | float | str]:
@@ -287,7 +328,7 @@ def _training(table: object, where: str, base: FinetuneConfig) -> TrainingSectio
 
 def _importance(table: object, data: DataSection) -> ImportanceSection:
     """A table without a name says something of the importance that ``prune`` takes when it is given none."""
-    default = "magnitude" if data.name == "none" else "calibrated"
+    default = "calibrated" if data.given else "magnitude"
     table = {"name": default, **table} if isinstance(table, Mapping) else table
     return read_section(ImportanceSection, table, "importance")
 
@@ -329,7 +370,7 @@ def _require_data(config: RunConfig) -> None:
     """Refuse rounds beside a training, and training and scores that need data where none is named."""
     if config.rounds is not None and config.training.method != "none":
         raise ConfigError("[rounds] and [training] at once: leave one of them out")
-    if config.data.name != "none":
+    if config.data.given:
         return
     wants = [f"[{n}] epochs" for n in ("pretrain", "finetune") if getattr(config, n).epochs]
     wants += ["[rounds] epochs"] if config.rounds is not None and config.rounds.epochs else []
@@ -337,4 +378,4 @@ def _require_data(config: RunConfig) -> None:
     scored = config.importance
     wants += [f"[importance] {scored.name}"] if scored and scored.name in NEED_DATA else []
     if wants:
-        raise ConfigError(f"{' and '.join(wants)} need data and [data] names none: add [data] name")
+        raise ConfigError(f"{' and '.join(wants)} need data and [data] names none: add [data] name or source")

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import itertools
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Dataset
 
 from qcqp_prune import data as readers
-from qcqp_prune.cli.arguments import nearest
+from qcqp_prune.cli.callables import called, find_callable
+from qcqp_prune.cli.config import DataSection
 from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
 from qcqp_prune.cli.inputs import InputSection
 from qcqp_prune.data import Augmentation, DataSplit
-from qcqp_prune.errors import ConfigError, ModelLoadError, QcqpPruneError
+from qcqp_prune.errors import ConfigError, ModelLoadError
+from qcqp_prune.graph.batches import is_pair, shown
 from qcqp_prune.graph.inputs import ExampleInputs
 from qcqp_prune.importance import (
     Activation,
@@ -40,6 +39,7 @@ from qcqp_prune.importance import (
     Random,
     Taylor,
 )
+from qcqp_prune.importance.losses import Loss
 from qcqp_prune.models import load_pretrained
 from qcqp_prune.train.batches import Loader
 
@@ -59,80 +59,14 @@ def build_model(
         ConfigError: there is no such module or callable, it fails, or it makes something else.
         ModelLoadError: the weights are missing or do not fit.
     """
-    make = find_callable(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model = make(**kwargs)
-        except QcqpPruneError:
-            raise
-        except Exception as error:  # whatever a user's constructor raises
-            arguments = ", ".join(f"{k}={v!r}" for k, v in kwargs.items())
-            raise ConfigError(
-                f"{source}({arguments}) fails with {type(error).__name__}: {error}. Check its arguments"
-            ) from error
+        model = called(source, kwargs, "a network")
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"{source} makes a {type(model).__name__}: name something that returns a torch.nn.Module"
         )
     return load_weights(model, weights) if weights is not None else model
-
-
-def find_callable(source: str) -> Callable[..., Any]:
-    """What ``package.module:callable`` or ``file.py:callable`` names.
-
-    Raises:
-        ConfigError: there is no such thing.
-    """
-    where, colon, name = source.rpartition(":")
-    if not colon or not where or not name:
-        raise ConfigError(
-            f"model {source!r} cannot be read: write package.module:callable or file.py:callable"
-        )
-    module = _module_in_file(Path(where)) if where.endswith(".py") else _module_called(where)
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ConfigError(f"{where} has no {name!r}: {nearest(part, dir(found))}Name a callable in it")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ConfigError(
-            f"{source} is a {type(found).__name__}: name a class or function that returns a network"
-        )
-    return found  # type: ignore[no-any-return]
-
-
-def _module_called(name: str) -> ModuleType:
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does, so that a user's own module is found
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"module {name!r} cannot be imported ({error}): install it, or run where it lies"
-        ) from error
-    except Exception as error:  # whatever a user's module raises
-        raise ConfigError(
-            f"module {name!r} fails on import with {type(error).__name__}: {error}. Repair it"
-        ) from error
-
-
-def _module_in_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(
-            f"there is no file {path}{where}: give the path of the Python file that makes the network"
-        )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
-        raise ConfigError(
-            f"{path} fails on import with {type(error).__name__}: {error}. Repair it"
-        ) from error
-    return module
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
@@ -160,14 +94,8 @@ def example_inputs(wanted: InputSection) -> ExampleInputs:
         ConfigError: there is no such dtype or callable, or the callable fails.
     """
     if wanted.source is not None:
-        make = find_callable(wanted.source)
-        try:
-            return make()
-        except Exception as error:  # whatever a user's function raises
-            raise ConfigError(
-                f"{wanted.source}() fails with {type(error).__name__}: {error}. It takes no arguments and returns "
-                "example inputs"
-            ) from error
+        made: ExampleInputs = called(wanted.source, {}, "example inputs")
+        return made
     kind = getattr(torch, wanted.dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ConfigError(f"no dtype is called {wanted.dtype!r}: write float32, float64, int64 or bool")
@@ -179,25 +107,27 @@ def example_inputs(wanted: InputSection) -> ExampleInputs:
     return torch.randint(wanted.below, wanted.shape, generator=torch.Generator().manual_seed(0)).to(kind)
 
 
-def make_importance(wanted: ImportanceSection, loader: Loader | None = None) -> Importance:
+def make_importance(wanted: ImportanceSection, data: JobData | None = None) -> Importance:
     """The importance that a section names.
 
     Args:
         wanted: by name, with its variant, and what is made of it.
-        loader: training data for those that need some, of which the first batches are taken.
+        data: its training part for those that need some, of which the first batches are taken, and its loss for
+            gradients.
 
     Raises:
         ConfigError: it needs data and there is none.
         InvalidOptionError: it cannot be normalised in the way that is asked for.
     """
-    importance = _criterion(wanted, loader)
+    importance = _criterion(wanted, data or JobData())
     if wanted.normalise != "none":
         importance = Normalised(importance, wanted.normalise)
     return importance if wanted.concave is None else Concave(importance, wanted.concave)
 
 
-def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
+def _criterion(wanted: ImportanceSection, data: JobData) -> Importance:
     form: Any = wanted.form
+    loader = data.train
     if wanted.name in NEED_DATA:
         if loader is None:
             raise ConfigError(
@@ -207,12 +137,12 @@ def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
             return Calibrated(loader)
         batches = list(itertools.islice(iter(loader), wanted.batches))
         if wanted.name == "taylor":
-            return Taylor(batches, form=form)
+            return Taylor(batches, data.loss, form=form)
         if wanted.name == "fisher":
-            return Fisher(batches)
+            return Fisher(batches, data.loss)
         if wanted.name == "output_change":
-            samples = sum(len(targets) for _, targets in batches)
-            return OutputChange(batches, samples=samples, centred=form == "centred")
+            samples = sum(len(batch[1]) for batch in batches if is_pair(batch) and batch[1].ndim)
+            return OutputChange(batches, samples=max(samples, 1), centred=form == "centred")
         return (
             NeuronSensitivity(batches, form)
             if wanted.name == "neuron_sensitivity"
@@ -230,15 +160,44 @@ def _criterion(wanted: ImportanceSection, loader: Loader | None) -> Importance:
     return plain[wanted.name]()
 
 
-def read_data(name: str, root: str | None) -> DataSplit | None:
-    """The data set of that name, None for ``none``.
+@dataclass(frozen=True)
+class JobData:
+    """What a job trains, scores and measures with.
+
+    Attributes:
+        train, validation: loaders, None where there is none.
+        loss: what is minimised and measured; cross-entropy where None.
+    """
+
+    train: Loader | None = None
+    validation: Loader | None = None
+    loss: Loss | None = None
+
+
+def read_data(wanted: DataSection) -> JobData:
+    """The data set of a name, or what a callable makes; nothing where a section names neither.
+
+    Args:
+        wanted: with paths that can be opened from here.
 
     Raises:
-        ConfigError: it needs a folder and none is given.
+        ConfigError: a data set needs a folder and none is given; there is no such callable, it fails, or it returns no
+            loaders.
         DataError: a file is missing or corrupt.
     """
-    if name == "none":
-        return None
+    what = "a function of the network's outputs and the targets"
+    loss = None if wanted.loss is None else find_callable(wanted.loss, what)
+    if wanted.source is not None:
+        return replace(_made(wanted.source, wanted.kwargs), loss=loss)
+    if wanted.name == "none":
+        return JobData()
+    split = _split(wanted.name, wanted.root)
+    changes = Augmentation() if wanted.augment else None
+    train = split.train.loader(wanted.batch_size, shuffle=True, augment=changes, seed=wanted.seed)
+    return JobData(train, split.test.loader(max(wanted.batch_size, 256)), loss)
+
+
+def _split(name: str, root: str | None) -> DataSplit:
     if name == "digits":
         return readers.digits()
     if root is None:
@@ -248,12 +207,19 @@ def read_data(name: str, root: str | None) -> DataSplit | None:
     )
 
 
-def loaders(
-    split: DataSplit | None, batch_size: int, *, augment: bool, seed: int
-) -> tuple[Loader | None, Loader | None]:
-    """Loaders of the training and the test part."""
-    if split is None:
-        return None, None
-    changes = Augmentation() if augment else None
-    train = split.train.loader(batch_size, shuffle=True, augment=changes, seed=seed)
-    return train, split.test.loader(max(batch_size, 256))
+def _made(source: str, kwargs: Mapping[str, Any]) -> JobData:
+    """The loaders that a callable makes."""
+    wanted = "two loaders, of training and of validation batches, None for the latter if there is none"
+    found = called(source, kwargs, wanted)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise ConfigError(f"{source} returns {shown(found)}: have it return {wanted}")
+    for loader in found:
+        if isinstance(loader, Dataset):
+            raise ConfigError(
+                f"{source} returns a {type(loader).__name__}, which yields single samples: have it return loaders, "
+                "such as torch.utils.data.DataLoader, which yield batches"
+            )
+    train, validation = found
+    if not isinstance(train, Iterable) or not isinstance(validation, Iterable | None):
+        raise ConfigError(f"{source} returns {shown(found)}, which are no loaders: have it return {wanted}")
+    return JobData(train, validation)

@@ -14,7 +14,7 @@ from qcqp_prune.apply.plan import load, require_place, save
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.cli.config import RunConfig
 from qcqp_prune.cli.console import ERR, OUT, Spinner, TraceBar, show_ranges, wrote, wrote_certificate
-from qcqp_prune.cli.loading import build_model, example_inputs, loaders, make_importance, read_data
+from qcqp_prune.cli.loading import JobData, build_model, example_inputs, make_importance, read_data
 from qcqp_prune.continuous import Training, unscored
 from qcqp_prune.errors import ConfigError, VerificationError
 from qcqp_prune.graph.channels import ChannelGraph
@@ -32,7 +32,6 @@ from qcqp_prune.solve.report import SolveReport
 from qcqp_prune.solve.result import TracePoint
 from qcqp_prune.storage import read_json, require_file_place
 from qcqp_prune.train import Evaluation, FinetuneConfig, finetune
-from qcqp_prune.train.batches import Loader
 from qcqp_prune.watch import Watcher
 
 _SAYS = {
@@ -67,13 +66,13 @@ def run_job(config: RunConfig, output: Path, certificate: Path | None = None) ->
             )
         require_file_place(certificate)
     options = _options(config)
-    train, validation = _data(config)
+    data = _data(config)
     wanted = config.importance
-    importance = None if wanted is None else make_importance(wanted, train)
-    training = _training(config, train)
+    importance = None if wanted is None else make_importance(wanted, data)
+    training = _training(config, data)
     model = _built(config)
-    recovery = _recovery(config, model, train, validation)
-    _pretrain(config, model, train)
+    recovery = _recovery(config, model, data)
+    _pretrain(config, model, data)
     with Spinner().running() as spinner, TraceBar().closing() as bar:
         small, report = prune(
             model,
@@ -110,12 +109,12 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
     if config.importance is not None:
         raise ConfigError("a sweep goes by the rule of SPR: leave [importance] out")
     require_file_place(results)
-    train, validation = _data(config)
-    training = _training(config, train)
+    data = _data(config)
+    training = _training(config, data)
     assert training is not None  # a configuration with a method has data
     model = _built(config)
-    recovery = _recovery(config, model, train, validation)
-    _pretrain(config, model, train)
+    recovery = _recovery(config, model, data)
+    _pretrain(config, model, data)
     return sweep(
         model,
         _inputs(config),
@@ -133,11 +132,17 @@ def sweep_job(config: RunConfig, results: Path) -> Iterator[SweepRow]:
     )
 
 
-def _data(config: RunConfig) -> tuple[Loader | None, Loader | None]:
-    """Loaders of the training and the test part."""
-    root = None if config.data.root is None else str(config.path(config.data.root))
-    split = read_data(config.data.name, root)
-    return loaders(split, config.data.batch_size, augment=config.data.augment, seed=config.data.seed)
+def _data(config: RunConfig) -> JobData:
+    """What the configuration trains and measures with, paths taken from where its file lies."""
+    wanted = config.data
+    return read_data(
+        replace(
+            wanted,
+            root=None if wanted.root is None else str(config.path(wanted.root)),
+            source=None if wanted.source is None else config.source(wanted.source),
+            loss=None if wanted.loss is None else config.source(wanted.loss),
+        )
+    )
 
 
 def _built(config: RunConfig) -> nn.Module:
@@ -156,12 +161,18 @@ def _inputs(config: RunConfig) -> ExampleInputs:
     )
 
 
-def _pretrain(config: RunConfig, model: nn.Module, train: Loader | None) -> None:
+def _pretrain(config: RunConfig, model: nn.Module, data: JobData) -> None:
     """Train the network before it is pruned, where the configuration says so."""
-    if config.pretrain.epochs and train is not None:
+    if config.pretrain.epochs and data.train is not None:
         _rehearse(config, model)
         OUT.print(f"training {type(model).__name__} for {config.pretrain.epochs} epochs", highlight=False)
-        finetune(model, train, epochs=config.pretrain.epochs, config=_shown(config.pretrain.recipe))
+        finetune(
+            model,
+            data.train,
+            epochs=config.pretrain.epochs,
+            config=_shown(config.pretrain.recipe),
+            loss=data.loss,
+        )
 
 
 def _rehearse(config: RunConfig, model: nn.Module) -> None:
@@ -181,13 +192,13 @@ def _rehearse(config: RunConfig, model: nn.Module) -> None:
     unscored(graph, config.budgets, resources)
 
 
-def _training(config: RunConfig, train: Loader | None) -> Training | None:
+def _training(config: RunConfig, data: JobData) -> Training | None:
     """The training under a regulariser, where the configuration has one."""
     wishes = config.training
-    if wishes.method == "none" or train is None:
+    if wishes.method == "none" or data.train is None:
         return None
     return Training(
-        train,
+        data.train,
         wishes.epochs,
         wishes.regulariser,
         control=wishes.steps if wishes.control else None,
@@ -195,6 +206,7 @@ def _training(config: RunConfig, train: Loader | None) -> Training | None:
         layers=wishes.layers,
         config=_shown(wishes.recipe),
         checkpoint=None if wishes.checkpoint is None else config.path(wishes.checkpoint),
+        loss=data.loss,
     )
 
 
@@ -206,21 +218,20 @@ def _options(config: RunConfig) -> SolveOptions:
     return base if wishes.gap_limit is None else replace(base, gap_limit=wishes.gap_limit)
 
 
-def _recovery(
-    config: RunConfig, model: nn.Module, train: Loader | None, validation: Loader | None
-) -> Recovery:
+def _recovery(config: RunConfig, model: nn.Module, data: JobData) -> Recovery:
     wishes = config.finetune
     recipe = FinetuneConfig.recommended(model)
     recipe = replace(recipe, **{name: getattr(wishes.recipe, name) for name in wishes.given})
     return Recovery(
-        validation=validation,
-        train=train,
+        validation=data.validation,
+        train=data.train,
         repair=None if wishes.repair == "none" else wishes.repair,
         samples=wishes.samples,
         batches=wishes.batches,
         epochs=wishes.epochs,
         config=_shown(recipe),
         checkpoint=None if wishes.checkpoint is None else config.path(wishes.checkpoint),
+        loss=data.loss,
     )
 
 
@@ -302,8 +313,10 @@ class _ConsoleWatcher(Watcher):
         )
 
     def evaluated(self, step: str, result: Evaluation) -> None:
-        assert result.accuracy is not None  # the data sets that have names are of classes
-        OUT.print(f"accuracy {step}: {result.accuracy:.2%} of {result.samples:,}", highlight=False)
+        if result.accuracy is not None:
+            OUT.print(f"accuracy {step}: {result.accuracy:.2%} of {result.samples:,}", highlight=False)
+        else:
+            OUT.print(f"loss {step}: {result.loss:.6g} over {result.samples:,}", highlight=False)
 
 
 def _is_of(certificate: Path, report: SolveReport) -> bool:

@@ -202,12 +202,14 @@ class Activation:
 class KeptSum:
     """Positions of an addition's result that stay even where all operands are removed there, and are zero then.
 
-    Only where sums are shared freely: a result that is a network output, for instance, has its full size.
+    Only where sums are shared freely: a result that is a network output, for instance, has its full size. Where an
+    operand has a channel at several positions, as after ``repeat``, the addition is listed even if none stays: such an
+    operand decides what the result keeps, and is no copy that follows the other one.
 
     Attributes:
         index: number of the addition among those of the exported graph.
         dim: dimension of the result, counted from the end.
-        positions: along that dimension.
+        positions: along that dimension, possibly none.
     """
 
     index: int
@@ -241,7 +243,7 @@ class ChannelGraph:
         activations: which tensors are alive when; empty in graphs of an older version or where
             sums are shared freely.
         links: units that are kept exactly when a part of theirs is, over the flat unit index.
-        kept_sums: results of additions with positions that no selection removes.
+        kept_sums: results of additions with positions that no selection removes, see ``KeptSum``.
         blocks: residual branches that may be removed as a whole.
     """
 

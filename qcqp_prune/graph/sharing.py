@@ -175,3 +175,9 @@ def always_kept(one: Sum, table: LabelTable, is_kept: Callable[[int], bool]) -> 
     fixed = {c: is_kept(c) for c in np.unique(classes[one.out]).tolist()}
     kept = [fixed[c] for c in classes[one.out].tolist()]
     return tuple(one.positions[kept].tolist())
+
+
+def repeats(one: Sum, table: LabelTable) -> bool:
+    """Whether an operand of a sum has a channel at several positions."""
+    classes = table.classes()
+    return any(len(np.unique(classes[part])) < len(part) for part in one.parts)

@@ -32,7 +32,7 @@ from qcqp_prune.graph.liveness import find_activations
 from qcqp_prune.graph.ops import HANDLERS
 from qcqp_prune.graph.refused import require_sizes
 from qcqp_prune.graph.removable import Blocks, Traced, with_blocks
-from qcqp_prune.graph.sharing import always_kept, free
+from qcqp_prune.graph.sharing import always_kept, free, repeats
 from qcqp_prune.graph.uniform import Uniform, tied_alike
 from qcqp_prune.graph.units import UnitBook, UnitChoice, Units, freeze_unasked, keep_one_size, keep_pairs
 from qcqp_prune.graph.walk import FoundLayer, Handler, Walk
@@ -286,7 +286,7 @@ def _note_strict_sums(walk: Walk) -> None:
 def _kept_sums(walk: Walk, grouping: Grouping) -> Iterator[KeptSum]:
     for one in free(walk.table):
         positions = always_kept(one, walk.table, grouping.is_kept)
-        if positions:
+        if positions or repeats(one, walk.table):
             yield KeptSum(one.index, one.dim, positions)
 
 

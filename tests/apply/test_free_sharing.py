@@ -127,6 +127,22 @@ def test_a_parameter_in_front_of_a_sequence_decides_with_it() -> None:
         assert torch.allclose(small(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("a", [[0, 2], [0, 1, 2]], ids=["some", "all"])
+def test_channels_that_are_repeated_decide_as_any_others(a: list[int]) -> None:
+    """By hand: what ``a`` keeps is in the sum twice, wherever ``b`` keeps nothing, and none of it follows ``b``."""
+    model = liven(residuals.Tiled())
+    graph = free(model)
+    there = sorted({0, 4, *a, *(3 + k for k in a)})
+    small, _ = prune_and_check(model, X, graph, keep(graph, a=a, b=[0, 4], c_in=there))
+    with torch.no_grad():
+        whole = torch.zeros(len(X), 6, 6, 6)
+        whole[:, a] = model.a(X)[:, a]
+        whole[:, [3 + k for k in a]] = model.a(X)[:, a]
+        whole[:, [0, 4]] += model.b(X)[:, [0, 4]]
+        expected = model.head(torch.tanh(nn.functional.conv2d(whole, model.c.weight, padding=1)).mean((2, 3)))
+        assert torch.allclose(small(X), expected, atol=1e-5)
+
+
 def test_where_masks_agree_the_modules_are_cut() -> None:
     model = liven(residuals.Identity())
     graph = free(model)

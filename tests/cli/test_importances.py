@@ -13,7 +13,7 @@ import torch
 import qcqp_prune as qp
 from qcqp_prune.cli.config import read_config
 from qcqp_prune.cli.importances import NEED_DATA, VARIANTS, ImportanceSection, Name, parse_importance
-from qcqp_prune.cli.loading import make_importance
+from qcqp_prune.cli.loading import JobData, make_importance
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.pipeline import describe
 from qcqp_prune.program.files import read_traced
@@ -44,7 +44,7 @@ def test_every_name_scores_a_network(name: str, variant: str | None, net: Path, 
     section = read_config(tmp_path / "job.toml").importance
     assert section is not None
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))] * 3
-    made = make_importance(section, batches)
+    made = make_importance(section, JobData(batches))
     centred = f"(samples=4, centred={variant == 'centred'}, seed=0)"
     with_numbers = {"random": "(seed=0)", "output_change": centred}
     assert describe(made) == WORDS[name] + with_numbers.get(name, f"({variant})" if variant else "")
