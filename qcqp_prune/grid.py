@@ -14,6 +14,7 @@ from torch import nn
 from qcqp_prune.continuous import Training
 from qcqp_prune.errors import InvalidOptionError, PlanError
 from qcqp_prune.graph.inputs import ExampleInputs
+from qcqp_prune.importance.losses import name_of
 from qcqp_prune.pipeline import prune
 from qcqp_prune.recovery import Recovery
 from qcqp_prune.report import Accuracy, PruneReport
@@ -143,6 +144,7 @@ def _identity(
         "epochs": training.epochs,
         "batches": length_of(training.loader),
         "recipe": _recipe(training.config),
+        "losses": [name_of(training.loss), name_of(recovery.loss)],
         "layers": training.layers,
         "bounds": state_digest(bounds) if isinstance(bounds, nn.Module) else bounds,
         "recovery": [

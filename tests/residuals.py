@@ -223,6 +223,42 @@ class Tiled(Net):
         return torch.tanh(self.c(self.a(x).repeat(1, 2, 1, 1) + self.b(x)))
 
 
+class TiledOntoPadding(Net):
+    """a(x)(3) twice over + b(x)(3) padded = s(6) -> c(5) -> head: the last three have one part each."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.a, self.b, self.c = conv(3, 3), conv(3, 3), conv(6, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.c(self.a(x).repeat(1, 2, 1, 1) + F.pad(self.b(x), (0, 0, 0, 0, 0, 3))))
+
+
+class TiledOntoItself(Net):
+    """y = a(x)(3) twice over + [b(x)(3), y] = s(6) -> c(5) -> head: the operands differ in the first three only."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.a, self.b, self.c = conv(3, 3), conv(3, 3), conv(6, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return torch.tanh(self.c(y.repeat(1, 2, 1, 1) + torch.cat([self.b(x), y], 1)))
+
+
+class Spread(Net):
+    """a(x)(4) times b(x)(5) at each pair + z(x)(4) at each of the five: along b there is nothing of z."""
+
+    def __init__(self) -> None:
+        super().__init__(7)
+        self.a, self.b, self.z = conv(3, 4), conv(3, 5), conv(3, 4)
+        self.c, self.d = conv(4, 3), conv(5, 4)
+
+    def features(self, x: Tensor) -> Tensor:
+        pairs = torch.tanh(self.a(x).unsqueeze(2) * self.b(x).unsqueeze(1) + self.z(x).unsqueeze(2))
+        return torch.tanh(torch.cat([self.c(pairs.sum(2)), self.d(pairs.sum(1))], 1))
+
+
 class GatedByPart(Net):
     """s = a(x) + b(x), then s * a(x): a channel of s would be kept exactly when its part is."""
 
@@ -286,5 +322,5 @@ class ProductOfSums(Net):
 
 
 FREE = (Identity, InPlace, Difference, Downsample, PreActivation, Padded, Three, Output, Inverted, Gated)
-FREE = (*FREE, Context, Branches, Tiled)
-STRICT = (GatedByPart, Unrolled, GroupNormed, SeenLater, GroupsOfSum, ProductOfSums)
+FREE = (*FREE, Context, Branches, Tiled, TiledOntoPadding, TiledOntoItself)
+STRICT = (GatedByPart, Unrolled, GroupNormed, SeenLater, GroupsOfSum, ProductOfSums, Spread)

@@ -2,8 +2,8 @@
 
 Every operator of the exported graph is executed twice, on values and on masks of the same shape. Operators that only
 move positions move the masks with PyTorch's own implementation, so nothing here depends on the labels of the graph
-extractor but the masks of the parameters. Operators that mix positions use kept entries only. What surgery returns
-must compute the same (identity 3).
+extractor but the masks of the parameters, and ``KeptSum`` of freely shared sums. Operators that mix positions use kept
+entries only. What surgery returns must compute the same (identity 3).
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class MaskedNetwork:
     def _added(self, node: Node, index: int, env: Mapping[Node, Any]) -> Any:
         """The result of an addition, given its number and what it reads."""
         kept = self._kept_sums.get(index)
-        value = execute(node, env if kept is None else {n: deciding(env[n]) for n in node.all_input_nodes})
+        if kept is not None and kept.repeats:
+            env = {n: deciding(env[n]) for n in node.all_input_nodes}
+        value = execute(node, env)
         if not isinstance(value, Value):
             return value
         if kept is not None:

@@ -4,7 +4,7 @@ An entry of a sum is kept where any operand keeps it. Some entries follow instea
 parameters, and a tensor that is broadcast along channels are there whatever is removed, and go with what they are
 added to. ``Value.follows`` marks them. ``Value.copies`` gives for each entry of a tensor that was broadcast the number
 of the entry that it is a copy of, wherever it was moved since: where copies of one entry meet both kept and removed
-entries, that tensor follows.
+entries, that tensor follows, unless the graph says that these are channels of a layer (``KeptSum.repeats``).
 """
 
 from __future__ import annotations

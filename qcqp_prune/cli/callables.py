@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,8 +35,8 @@ def called(source: str, kwargs: Mapping[str, Any], returns: str) -> Any:
     except Exception as error:  # whatever a user's function raises
         arguments = ", ".join(f"{k}={v!r}" for k, v in kwargs.items())
         raise ConfigError(
-            f"{source}({arguments}) fails with {type(error).__name__}: {error}. Check its arguments; it is to return "
-            f"{returns}"
+            f"{source}({arguments}) fails with {type(error).__name__}: {error}. It is called "
+            f"{'with these arguments' if kwargs else 'without arguments'}, and is to return {returns}"
         ) from error
 
 
@@ -54,7 +55,7 @@ def find_callable(source: str, what: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{source!r} cannot be read: write package.module:callable or file.py:callable, {what}"
         )
-    module = _module_in_file(Path(where)) if where.endswith(".py") else _module_called(where)
+    module = _module_in(Path(where).absolute()) if where.endswith(".py") else _module_called(where)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -80,12 +81,24 @@ def _module_called(name: str) -> ModuleType:
         ) from error
 
 
-def _module_in_file(path: Path) -> ModuleType:
+def _module_in(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}: give the path of a Python file")
+    return _executed(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _executed(path: Path, written: int) -> ModuleType:
+    """A file as the module of its name, executed once: what a network and a loss of one file share is one and the same.
+
+    Its folder is searched for what it imports, as that of a script is; processes that a loader starts find it there.
+    """
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ConfigError(f"there is no file {path}{where}: give the path of a Python file")
+    assert spec is not None  # its name ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.append(folder)
     sys.modules.setdefault(path.stem, module)
     try:
         spec.loader.exec_module(module)

@@ -37,7 +37,7 @@ class DataSection:
         root: the folder of its files.
         source: in place of a name, ``package.module:callable`` or ``file.py:callable`` that returns two loaders, of
             training and of validation batches, or None for the latter.
-        kwargs: its keyword arguments.
+        kwargs: its keyword arguments, handed over as they are written, paths too.
         loss: ``package.module:callable`` or ``file.py:callable`` of the network's outputs and the targets, a mean over
             samples, which is minimised and measured; cross-entropy where None.
 

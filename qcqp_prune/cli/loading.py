@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from qcqp_prune import data as readers
 from qcqp_prune.cli.callables import called, find_callable
@@ -185,8 +185,7 @@ def read_data(wanted: DataSection) -> JobData:
             loaders.
         DataError: a file is missing or corrupt.
     """
-    what = "a function of the network's outputs and the targets"
-    loss = None if wanted.loss is None else find_callable(wanted.loss, what)
+    loss = None if wanted.loss is None else _loss(wanted.loss)
     if wanted.source is not None:
         return replace(_made(wanted.source, wanted.kwargs), loss=loss)
     if wanted.name == "none":
@@ -195,6 +194,14 @@ def read_data(wanted: DataSection) -> JobData:
     changes = Augmentation() if wanted.augment else None
     train = split.train.loader(wanted.batch_size, shuffle=True, augment=changes, seed=wanted.seed)
     return JobData(train, split.test.loader(max(wanted.batch_size, 256)), loss)
+
+
+def _loss(source: str) -> Loss:
+    what = "a function of the network's outputs and the targets, such as torch.nn.functional:mse_loss"
+    found = find_callable(source, what)
+    if isinstance(found, type):
+        raise ConfigError(f"{source} is a class: name {what}, or an instance in a file of your own")
+    return found
 
 
 def _split(name: str, root: str | None) -> DataSplit:
@@ -214,7 +221,7 @@ def _made(source: str, kwargs: Mapping[str, Any]) -> JobData:
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise ConfigError(f"{source} returns {shown(found)}: have it return {wanted}")
     for loader in found:
-        if isinstance(loader, Dataset):
+        if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
             raise ConfigError(
                 f"{source} returns a {type(loader).__name__}, which yields single samples: have it return loaders, "
                 "such as torch.utils.data.DataLoader, which yield batches"

@@ -45,13 +45,21 @@ def sweep_table(rows: Sequence[SweepRow]) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        steps = (row.accuracy.regularised, row.accuracy.pruned, row.accuracy.finetuned)
+        steps = [_measured(row, step) for step in ("regularised", "pruned", "finetuned")]
         table.add_row(
             f"{row.strength:g}",
             f"{row.alpha:g}",
             f"{row.removed:.2%}",
             *(f"{row.used[name]:,}" for name in resources),
-            *("-" if share is None else f"{share:.2%}" for share in steps),
+            *steps,
             f"{row.seconds:.0f}",
         )
     return table
+
+
+def _measured(row: SweepRow, step: str) -> str:
+    """The accuracy at a step, or else the loss that was given; a dash where neither was measured."""
+    share, loss = getattr(row.accuracy, step), row.accuracy.losses.get(step)
+    if share is not None:
+        return f"{share:.2%}"
+    return "-" if loss is None else f"{loss:.4g}"

@@ -78,6 +78,7 @@ class Sum:
         positions: the positions that are shared freely, ``(n,)``.
         out: labels of the result at these positions, ``(n,)``.
         parts: labels of each operand there.
+        sides: labels of each operand at all positions.
         strict: why it is merged after all; empty while it is not.
     """
 
@@ -87,6 +88,7 @@ class Sum:
     positions: IntArray
     out: IntArray
     parts: tuple[IntArray, IntArray]
+    sides: tuple[IntArray, IntArray]
     strict: str = ""
 
 

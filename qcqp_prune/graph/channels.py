@@ -200,21 +200,23 @@ class Activation:
 
 @dataclass(frozen=True)
 class KeptSum:
-    """Positions of an addition's result that stay even where all operands are removed there, and are zero then.
+    """What the operands of an addition do not tell about its result by what they keep.
 
-    Only where sums are shared freely: a result that is a network output, for instance, has its full size. Where an
-    operand has a channel at several positions, as after ``repeat``, the addition is listed even if none stays: such an
-    operand decides what the result keeps, and is no copy that follows the other one.
+    Only where sums are shared freely.
 
     Attributes:
         index: number of the addition among those of the exported graph.
         dim: dimension of the result, counted from the end.
-        positions: along that dimension, possibly none.
+        positions: along that dimension, those that stay even where all operands are removed there, and are zero then: a
+            result that is a network output, for instance, has its full size.
+        repeats: whether an operand has a channel at several positions, as after ``repeat``: it decides what the result
+            keeps, where a tensor that holds copies would otherwise follow the other operand.
     """
 
     index: int
     dim: int
     positions: tuple[int, ...]
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class ChannelGraph:
         activations: which tensors are alive when; empty in graphs of an older version or where
             sums are shared freely.
         links: units that are kept exactly when a part of theirs is, over the flat unit index.
-        kept_sums: results of additions with positions that no selection removes, see ``KeptSum``.
+        kept_sums: additions of whose results more is kept than their operands tell.
         blocks: residual branches that may be removed as a whole.
     """
 

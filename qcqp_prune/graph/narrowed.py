@@ -19,6 +19,9 @@ class Narrowed:
     Attributes:
         graph: of the smaller network, to score it and to choose among its units. Floors, multiples, ties and reasons to
             stay are those of the whole graph. It is not for cutting: cut the dense network by masks of its own graph.
+            Nor does it say which sums keep more than their operands tell (``KeptSum``), for the smaller network may
+            have other additions: where an operand of a freely shared sum repeats channels, masks of it are read as if
+            they followed the other operand.
         units: ``(unit_count,) int64``, the unit of the whole graph that each unit was.
         groups: ``(group_count,) int64``, the same of groups.
     """

@@ -180,4 +180,4 @@ def always_kept(one: Sum, table: LabelTable, is_kept: Callable[[int], bool]) -> 
 def repeats(one: Sum, table: LabelTable) -> bool:
     """Whether an operand of a sum has a channel at several positions."""
     classes = table.classes()
-    return any(len(np.unique(classes[part])) < len(part) for part in one.parts)
+    return any(len(np.unique(classes[side])) < len(side) for side in one.sides)

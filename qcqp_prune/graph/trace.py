@@ -286,8 +286,9 @@ def _note_strict_sums(walk: Walk) -> None:
 def _kept_sums(walk: Walk, grouping: Grouping) -> Iterator[KeptSum]:
     for one in free(walk.table):
         positions = always_kept(one, walk.table, grouping.is_kept)
-        if positions or repeats(one, walk.table):
-            yield KeptSum(one.index, one.dim, positions)
+        repeated = repeats(one, walk.table)
+        if positions or repeated:
+            yield KeptSum(one.index, one.dim, positions, repeated)
 
 
 class _AxisPool:

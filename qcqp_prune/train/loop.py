@@ -21,7 +21,7 @@ from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.graph.batches import Call
 from qcqp_prune.graph.outputs import logits_of
-from qcqp_prune.importance.losses import Loss, loss_of
+from qcqp_prune.importance.losses import Loss, loss_of, name_of
 from qcqp_prune.train.average import WeightAverage
 from qcqp_prune.train.batches import Loader, batches_of, length_of, require_labels, right_among
 from qcqp_prune.train.callbacks import Callback, ProgressBar, TrainingState
@@ -121,7 +121,7 @@ def finetune(
             {} if regularizer is None else regularizer.describe(),
             "" if teacher is None else state_digest(teacher),
             first_epoch,
-            "" if loss is None else getattr(loss, "__name__", type(loss).__name__),
+            name_of(loss),
         )
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():

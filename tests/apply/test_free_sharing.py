@@ -42,7 +42,8 @@ def joined(model: nn.Module) -> list[JoinedSum]:
 def test_random_masks(kind: type[nn.Module], seed: int) -> None:
     model = liven(kind(), seed)
     graph = free(model)
-    mixes = kind is residuals.GroupNormed
+    # What is broadcast along a channel goes with it, and zeroing does not take it away.
+    mixes = kind in (residuals.GroupNormed, residuals.Spread)
     prune_and_check(
         model, X, graph, random_masks(graph, seed), mixes=mixes, realisation=["auto", "graph"][seed % 2]
     )

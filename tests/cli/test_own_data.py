@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from qcqp_prune.report import PruneReport
 from tests.cli.conftest import Run
 
 OWN = """
+from typing import NamedTuple
+
+import shared
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 
 class Net(nn.Module):
@@ -56,6 +60,33 @@ def broken():
     raise OSError("the disk is gone")
 
 
+class Batches(IterableDataset):
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return iter(loaders()[0])
+
+
+def in_batches():
+    return Batches(), None
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class Paired(Net):
+    def forward(self, x):
+        return Pair(*super().forward(x).split(1, 1))
+
+
+def of_pairs(outputs, targets):
+    assert isinstance(outputs, Pair)
+    return shared.squared(torch.cat(outputs, 1), targets)
+
+
 def thrice(outputs, targets):
     return 3 * nn.functional.mse_loss(outputs, targets)
 
@@ -91,6 +122,7 @@ folder = "out"
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration beside its functions; the program runs elsewhere."""
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "shared.py").write_text("def squared(a, b):\n    return (a - b).square().mean()\n")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     path = tmp_path / "job.toml"
@@ -135,6 +167,45 @@ def test_a_training_under_a_regulariser_has_the_loss(run: Run, job: Path) -> Non
     assert set(reported(job).accuracy.losses) >= {"regularised", "finetuned"}
 
 
+def test_a_loss_knows_the_classes_of_the_network_beside_it(run: Run, job: Path) -> None:
+    job.write_text(JOB.replace("own.py:Net", "own.py:Paired").replace("own.py:thrice", "own.py:of_pairs"))
+    result = run("run", job)
+    assert result.code == 0, result.err
+    assert reported(job).accuracy.losses["finetuned"] > 0
+
+
+def test_a_data_set_that_yields_batches_is_a_loader(run: Run, job: Path) -> None:
+    text = JOB.replace("own.py:loaders", "own.py:in_batches").replace("kwargs = { size = 32 }\n", "")
+    job.write_text(text)
+    result = run("run", job)
+    assert result.code == 0, result.err
+
+
+SWEEP = """
+[training]
+method = "spr"
+epochs = 1
+control = false
+[sweep]
+strengths = [0.1]
+alphas = [0.5]
+"""
+
+
+def test_a_sweep_shows_the_loss_and_goes_on_from_rows_of_the_same_one_only(run: Run, job: Path) -> None:
+    pretraining = JOB[JOB.index("[pretrain]") : JOB.index("[budgets]")]
+    text = JOB.replace(pretraining, "") + SWEEP
+    job.write_text(text)
+    result = run("sweep", job)
+    assert result.code == 0, result.err
+    (row,) = json.loads((job.parent / "out" / "sweep.json").read_text())["rows"]
+    assert f"{row['accuracy']['losses']['finetuned']:.4g}" in result.out
+    job.write_text(text.replace("own.py:thrice", "torch.nn.functional:mse_loss"))
+    other = run("sweep", job)
+    assert other.code != 0
+    assert "differs in losses" in other.err
+
+
 def test_without_validation_nothing_is_measured(run: Run, job: Path) -> None:
     text = JOB.replace("own.py:loaders", "own.py:unmeasured").replace("kwargs = { size = 32 }\n", "")
     job.write_text(text)
@@ -157,6 +228,7 @@ def test_without_validation_nothing_is_measured(run: Run, job: Path) -> None:
         (("own.py:thrice", "own.py:number"), "is a int: name a function of the network's outputs"),
         (("own.py:thrice", "torch.nn.functional:mse_los"), "did you mean 'mse_loss'"),
         (("own.py:thrice", "torch.nn.functional:one_hot"), "the loss one_hot does not take"),
+        (("own.py:thrice", "torch.nn:MSELoss"), "is a class: name a function"),
         (("[finetune]", "[finetune]\nlabel_smoothing = 0.1"), "label"),
     ],
 )

@@ -25,7 +25,7 @@ def addition(walk: Walk, node: Node) -> Axes:
     differing = [d for d, pair in enumerate(sides) if _differ(walk, pair)]
     if not walk.free_sums or not differing:
         return [joined(walk, pair) for pair in sides]
-    why = _why_strict(node, len(differing))
+    why = _why_strict(walk, node, sides, differing)
     if why:
         walk.note(node, f"shared strictly: {why}")
         return [joined(walk, pair) for pair in sides]
@@ -51,12 +51,19 @@ def _apart(walk: Walk, sides: list[IntArray]) -> BoolArray:
     return apart
 
 
-def _why_strict(node: Node, dims: int) -> str:
-    if dims > 1:
+def _why_strict(walk: Walk, node: Node, sides: list[list[Labels]], differing: list[int]) -> str:
+    if len(differing) > 1:
         return "its operands differ along several dimensions, and what is left would be no rectangle"
+    if any(_is_spread(walk, pair) for d, pair in enumerate(sides) if d not in differing):
+        return "one operand is broadcast along channels of the other, and what is left would be no rectangle"
     if cast(OpOverload, node.target)._schema.is_mutable and _is_seen_later(node):
         return "it is done in place, and the old value is used again"
     return ""
+
+
+def _is_spread(walk: Walk, sides: list[Labels]) -> bool:
+    """Whether only one operand has something of its own along a dimension, and that is channels."""
+    return len(sides) == 1 and sides[0] is not None and bool(walk.table.is_made(sides[0]).any())
 
 
 def _is_seen_later(node: Node) -> bool:
@@ -86,6 +93,7 @@ def _shares_memory(node: Node) -> bool:
 def _shared(walk: Walk, node: Node, sides: list[Labels], dim: int) -> IntArray:
     a, b = (cast(IntArray, labels) for labels in sides)
     both = _apart(walk, [a, b])
+    whole = (a.copy(), b.copy())
     walk.table.merge(a[~both], b[~both], "")
     pairs = np.stack([walk.table.find(a), walk.table.find(b)], axis=1)
     # Positions of one channel (a flattened map has many) stay positions of one channel.
@@ -95,7 +103,7 @@ def _shared(walk: Walk, node: Node, sides: list[Labels], dim: int) -> IntArray:
     walk.table.make(out[both])
     parts = (a[both], b[both])
     index = walk.addition_number(node)
-    walk.table.sums.append(Sum(node.name, index, dim, np.flatnonzero(both), out[both], parts))
+    walk.table.sums.append(Sum(node.name, index, dim, np.flatnonzero(both), out[both], parts, whole))
     return out
 
 
