@@ -233,7 +233,7 @@ def test_solve_refuses(run, traced: Path, tmp_path: Path, words: list[str], code
         (["{net}:broken"], 2, "the constructor is ill"),
         (["{net}:number"], 2, "is a int"),
         (["{net}"], 2, "package.module:callable"),
-        (["missing.py:Net"], 2, "no file missing.py"),
+        (["missing.py:Net"], 2, "missing.py: give the path of a Python file"),
         (["{net}:Net", "--kwarg", "depth=3"], 2, "unexpected keyword argument"),
         (["{net}:Net", "--kwarg", "classes"], 2, "name=value"),
         (["{net}:Net", "--weights", "missing.safetensors"], 2, "missing.safetensors"),
