@@ -416,7 +416,7 @@ def test_a_run_goes_on_with_its_own_loss_only(tmp_path: Path) -> None:
     assert (
         finetune(small(), measured(), epochs=1, loss=F.mse_loss, checkpoint=tmp_path / "run").resumed_at == 1
     )
-    with pytest.raises(TrainingError, match="mse_loss' and is now 'torch.nn.functional.l1_loss'"):
+    with pytest.raises(TrainingError, match=r"mse_loss' and is now 'torch\.nn\.functional\.l1_loss'"):
         finetune(small(), measured(), epochs=1, loss=F.l1_loss, checkpoint=tmp_path / "run")
 
 
