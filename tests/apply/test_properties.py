@@ -32,14 +32,14 @@ RELAXED: dict[str, Any] = {
 
 
 @pytest.mark.timeout(1200)
-@settings(max_examples=120, derandomize=True, **RELAXED)
+@settings(max_examples=105, derandomize=True, **RELAXED)
 @given(example=examples(recipes(depth=2, starts=("image",))))
 def test_random_networks_of_images(example: Example) -> None:
     check(example)
 
 
 @pytest.mark.timeout(1200)
-@settings(max_examples=120, derandomize=True, **RELAXED)
+@settings(max_examples=105, derandomize=True, **RELAXED)
 @given(example=examples(recipes(depth=2, starts=("sequence", "words"))))
 def test_random_networks_of_sequences(example: Example) -> None:
     check(example)

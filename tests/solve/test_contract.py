@@ -21,7 +21,7 @@ EXACT = ["scip", "highs:cardinality_rlt", "highs:perspective", "pyomo:scip_direc
     [pytest.param(name, marks=pytest.mark.slow if name.startswith("pyomo") else ()) for name in EXACT],
 )
 def test_exact_backends_prove_everything(solver: str) -> None:
-    seeds = 1 if solver.startswith("pyomo") else 2  # another door to the same solvers
+    seeds = 2 if solver.startswith("highs") else 1  # SCIP takes long, Pyomo is another door to the same solvers
     check = check_backend(get_backend(solver), seeds=seeds)
     assert check.problems == seeds * len(STRUCTURES)
     assert check.proved == check.problems
@@ -34,8 +34,8 @@ def test_the_relaxation_claims_nothing_false() -> None:
 
 
 def test_block_coordinate_misses_few_of_the_small_optima() -> None:
-    check = check_backend(get_backend("block_coordinate"), seeds=4)
-    assert check.problems == 4 * len(STRUCTURES)
+    check = check_backend(get_backend("block_coordinate"), seeds=3)
+    assert check.problems == 3 * len(STRUCTURES)
     assert check.missed <= 0.1 * check.problems
 
 
