@@ -63,7 +63,8 @@ def find_callable(source: str, what: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise ConfigError(f"{source} is a {type(found).__name__}: name {what}")
-    return found  # type: ignore[no-any-return]
+    call: Callable[..., Any] = found
+    return call
 
 
 def _module_called(name: str) -> ModuleType:
@@ -92,6 +93,10 @@ def _executed(path: Path, written: int) -> ModuleType:
     """A file as the module of its name, executed once: what a network and a loss of one file share is one and the same.
 
     Its folder is searched for what it imports, as that of a script is; processes that a loader starts find it there.
+
+    Args:
+        path: of the file, absolute.
+        written: when it was last changed, so that an edited file is executed anew.
     """
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None  # its name ends in .py

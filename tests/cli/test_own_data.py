@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration beside its functions; the program runs elsewhere."""
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "shared.py").write_text("def squared(a, b):\n    return (a - b).square().mean()\n")
+    # What one test puts on the path and imports from its folder is not the next one's.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "shared", raising=False)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     path = tmp_path / "job.toml"

@@ -21,7 +21,9 @@ EXACT = ["scip", "highs:cardinality_rlt", "highs:perspective", "pyomo:scip_direc
     [pytest.param(name, marks=pytest.mark.slow if name.startswith("pyomo") else ()) for name in EXACT],
 )
 def test_exact_backends_prove_everything(solver: str) -> None:
-    seeds = 2 if solver.startswith("highs") else 1  # SCIP takes long, Pyomo is another door to the same solvers
+    seeds = (
+        2 if solver.startswith("highs") else 1
+    )  # SCIP takes long, Pyomo is another door to the same solvers
     check = check_backend(get_backend(solver), seeds=seeds)
     assert check.problems == seeds * len(STRUCTURES)
     assert check.proved == check.problems
