@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compatibility_page
+from benchmarks import accuracy, compatibility_page
 from benchmarks.accuracy_tables import measured, standings
 from benchmarks.growth import exponent
 from benchmarks.objectives import BUDGETS, DEFAULT, OBJECTIVES
@@ -125,7 +125,14 @@ def test_what_is_predicted_ranks_masks_as_measured_loss_does(masks: str) -> None
 
 
 def test_the_default_objective_stands_above_every_rival() -> None:
-    default = standings(measured(_recorded("accuracy")))["default"]
-    assert default.level == default.cells >= 4
+    one = measured(_recorded("accuracy"))
+    default = standings(one)["default"]
+    assert default.level == default.cells == sum(len(budgets) for budgets in accuracy.BUDGETS.values())
+    assert {len(cells["default"].finetuned) for cells in one.cells.values()} == {3}
     assert min(default.ahead, default.best_of_each) >= 0.3
     assert default.before_ahead >= 10
+    rivals = len(set(one.methods) - one.ours)
+    assert (rivals, default.cells) == (9, 14)  # what README says, beside the average
+    assert f"on average {default.best_of_each:.1f} points above" in " ".join(
+        (ROOT / "README.md").read_text().split()
+    )
