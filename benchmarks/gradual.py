@@ -8,7 +8,8 @@ The thesis compares pruning at once with pruning step by step (chapter 8). Here 
 network and is finetuned for ``--epochs`` epochs in all, on the same batches in the same order: at once after one cut,
 or in equal parts after each of several. An "epoch" has ``--batches`` batches of 128 images, a schedule that two cores
 can run. After each cut the network is repaired as ``prune`` does by default. Each part has the recipe of the setting
-from its rise to its end.
+from its rise to its end, with a rise over half an epoch as ``FinetuneConfig.recommended`` has it: without one, networks
+without norms that were cut to a single channel diverged.
 
 Rows that are recorded are not measured again (``--again`` does so); checkpoints lie in .cache/gradual, so a stopped run
 goes on. ``--dry`` measures and writes nothing. Data as in ``benchmarks.settings``.
@@ -33,6 +34,8 @@ from qcqp_prune.importance import Importance
 
 NAME = "gradual"
 CACHE = ROOT / ".cache" / NAME
+WARMUP = 0.5
+"""Epochs."""
 OBJECTIVES: dict[str, Callable[[Setting], Importance]] = {
     "paper": lambda setting: qp.Magnitude(),
     "calibrated": lambda setting: qp.Calibrated(setting.calibration()),
@@ -111,7 +114,7 @@ class Arm:
             validation=self.setting.data.test.loader(500),
             train=self.setting.loader(self.seed, self.batches),
             epochs=self.rounds.epochs,
-            config=replace(self.setting.recipe, seed=self.seed),
+            config=replace(self.setting.recipe, seed=self.seed, warmup=WARMUP),
             checkpoint=None if fresh else self._checkpoint(),
         )
         _, report = qp.prune(
