@@ -8,8 +8,8 @@ The thesis compares pruning at once with pruning step by step (chapter 8). Here 
 network and is finetuned for ``--epochs`` epochs in all, on the same batches in the same order: at once after one cut,
 or in equal parts after each of several. An "epoch" has ``--batches`` batches of 128 images, a schedule that two cores
 can run. After each cut the network is repaired as ``prune`` does by default. Each part has the recipe of the setting
-from its rise to its end, with a rise over half an epoch as ``FinetuneConfig.recommended`` has it: without one, networks
-without norms that were cut to a single channel diverged.
+from its rise to its end, with a rise over half an epoch as ``FinetuneConfig.recommended`` has it. A training that
+diverges is a result too: its row says so.
 
 Rows that are recorded are not measured again (``--again`` does so); checkpoints lie in .cache/gradual, so a stopped run
 goes on. ``--dry`` measures and writes nothing. Data as in ``benchmarks.settings``.
@@ -77,7 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _measure(arm: Arm, *, again: bool, dry: bool) -> None:
     if not again and any(matches(row, arm.key) for row in recorded(NAME)):
         return
-    row = arm.key | {"commit": library_commit()} | arm.row(fresh=again or dry)
+    row = arm.key | {"commit": library_commit()}
+    try:
+        row |= arm.row(fresh=again or dry)
+    except qp.TrainingError as error:
+        row |= {"error": " ".join(str(error).split())}
     if not dry:
         # Read anew: another process may measure another instance meanwhile.
         record(NAME, [r for r in recorded(NAME) if not matches(r, arm.key)] + [row])

@@ -16,7 +16,8 @@ def table(rows: list[Row]) -> str:
         "Every arm of a network starts from the same weights and is finetuned on the same batches of 128 images in the "
         "same order, at once or in equal parts after each of several cuts; it then has at most the same multiply-adds, "
         "counted from the dense network. Accuracy in percent on the whole test set, means over seeds, with the "
-        "standard error of the last: after the last cut, repaired without training, and at the end.",
+        "standard error of the last: after the last cut, repaired without training, and at the end. Where trainings "
+        "ended in a loss that is no number their seeds are counted as diverged, and the figures are of the others.",
         "",
         "| network | MACs | objective | spacing | rounds x epochs x batches | seeds | MACs used | dense | last cut | "
         "repaired | finetuned |",
@@ -24,13 +25,15 @@ def table(rows: list[Row]) -> str:
     ]
     ordered = sorted(rows, key=lambda r: (*_place(r), r["count"]))
     for (_, count), members in groupby(ordered, key=lambda r: (_place(r), r["count"])):
-        group = list(members)
-        first = group[0]
-        used = mean(r["macs"]["used"] / r["macs"]["dense"] for r in group)
+        everyone = list(members)
+        first, group = everyone[0], [r for r in everyone if "error" not in r]
+        diverged = len(everyone) - len(group)
+        seeds = f"{len(everyone)}, {diverged} diverged" if diverged else f"{len(everyone)}"
+        used = f"{100 * mean(r['macs']['used'] / r['macs']['dense'] for r in group):.2f} %" if group else "-"
         cells = [_shares([r["accuracy"].get(k) for r in group]) for k in ("dense", "pruned", "repaired")]
         lines.append(
             f"| {first['instance']} | {first['budget']} | {first['objective']} | {first['spacing']} | "
-            f"{count} x {first['epochs']} x {first['batches']} | {len(group)} | {100 * used:.2f} % | "
+            f"{count} x {first['epochs']} x {first['batches']} | {seeds} | {used} | "
             f"{' | '.join(cells)} | {_shares([r['accuracy'].get('finetuned') for r in group], error=True)} |"
         )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import qcqp_prune as qp
 from benchmarks import gradual, recording
 from benchmarks.gradual_table import table
 from benchmarks.settings import Setting
@@ -59,6 +60,21 @@ def test_arms_differ_in_cuts_only_and_are_measured_once(small: list[list[int]], 
     assert len(small) == 3
     assert recording.recorded("gradual") == rows
     assert len(list((tmp_path / "cache").glob("*.round*.json"))) == 2
+
+
+def test_a_training_that_diverges_is_a_row(small: list[list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverged(*arguments: Any, **options: Any) -> None:
+        raise qp.TrainingError("the loss is nan\n in epoch 1")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(qp, "prune", diverged)
+        gradual.main([*CALL, "--rounds", "1"])
+    gradual.main([*CALL, "--rounds", "1", "--seeds", "0", "1"])
+    first, second = recording.recorded("gradual")
+    assert first["error"] == "the loss is nan in epoch 1"
+    assert (line := table([first, second]).splitlines()[-1]).split("|")[6].strip() == "2, 1 diverged"
+    assert f"{100 * second['accuracy']['finetuned']:.2f}" in line
+    assert table([first]).splitlines()[-1].endswith("| 1, 1 diverged | - | - | - | - | - |")
 
 
 def test_parts_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
