@@ -10,25 +10,35 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import qcqp_prune as qp
+from benchmarks.importances import (
+    BY_LOSS,
+    CALIBRATED,
+    DEFAULT,
+    L2,
+    MEDIAN,
+    OBJECTIVES,
+    PAPER,
+    PRINTED,
+    TAYLOR,
+    Objective,
+)
 from benchmarks.instances import ROOT
 from benchmarks.recording import library_commit
 from benchmarks.rival_heuristics import AsSolver, greedy_filled, uniform_filled
 from benchmarks.rival_torch_pruning import TorchPruning
 from benchmarks.settings import Setting
-from qcqp_prune.pipeline import Importance
 from qcqp_prune.solve.backend import Backend
 from qcqp_prune.storage import read_json, sha256, write_json
 
 SELECTIONS = ROOT / ".cache" / "accuracy"
 Method = Callable[[Setting, str], tuple[nn.Module, dict[str, Any]]]
-Objective = Callable[[Setting], Importance]
 Repair = Callable[[Setting, qp.Masks, nn.Module], None]
 
 
@@ -44,6 +54,7 @@ class Solved:
         seconds: that the solver has.
         inner: whether what several layers write, such as a residual stream, stays whole, as in the papers of the
             uniform rivals.
+        min_keep: the least share of each layer that is kept, as ``trace`` has it; None for one unit.
     """
 
     objective: Objective
@@ -51,6 +62,7 @@ class Solved:
     repair: Repair | None = None
     seconds: float = 30.0
     inner: bool = False
+    min_keep: float | None = None
 
     def __call__(self, setting: Setting, budget: str) -> tuple[nn.Module, dict[str, Any]]:
         """The smaller network, and how it was chosen."""
@@ -60,6 +72,8 @@ class Solved:
 
     def graph(self, setting: Setting) -> qp.ChannelGraph:
         """What is selected from."""
+        if self.min_keep is not None:
+            return qp.trace(setting.model, setting.example, **{**setting.options, "min_keep": self.min_keep})
         return setting.inner_graph if self.inner else setting.graph
 
     def select(self, setting: Setting, budget: str) -> tuple[qp.Masks, dict[str, Any]]:
@@ -102,45 +116,36 @@ def scores(setting: Setting, objective: Objective, *, inner: bool = False) -> qp
     return objective(setting)(setting.model, setting.inner_graph if inner else setting.graph)
 
 
-def magnitude(variant: Any, setting: Setting) -> Importance:
-    return qp.Magnitude(variant)
-
-
-def taylor(setting: Setting) -> Importance:
-    return qp.Taylor(setting.calibration())
-
-
-def geometric_median(setting: Setting) -> Importance:
-    return qp.Normalised(qp.GeometricMedian())
-
-
-def calibrated(setting: Setting) -> Importance:
-    return qp.Calibrated(setting.calibration())
-
-
 def reconstructed(setting: Setting, masks: qp.Masks, small: nn.Module) -> None:
     qp.reconstruct(small, setting.model, setting.graph, masks, setting.calibration())
 
 
-PAPER, L2 = partial(magnitude, "paper"), partial(magnitude, "l2")
 UNIFORM = AsSolver("uniform", uniform_filled)
 
 OURS: dict[str, Solved] = {
-    "default": Solved(calibrated, "auto", reconstructed),
-    "default, without repair": Solved(calibrated, "auto"),
-    "Taylor, with repair": Solved(taylor, "auto", reconstructed),
+    "default": Solved(CALIBRATED, "auto", reconstructed),
+    "default, without repair": Solved(CALIBRATED, "auto"),
+    "Taylor, with repair": Solved(TAYLOR, "auto", reconstructed),
+    "default, block_coordinate": Solved(CALIBRATED, "block_coordinate", reconstructed),
+    "paper, floors 30 %": Solved(PAPER, "auto", min_keep=0.3),
     **{
         f"{name}, {solver}": Solved(objective, solver)
-        for name, objective in (("paper", PAPER), ("l2", L2), ("Taylor", taylor))
+        for name, objective in (("paper", PAPER), ("l2", L2), ("Taylor", TAYLOR))
+        for solver in ("auto", "block_coordinate", "scip", "highs", "decomposition")
+    },
+    **{
+        f"{name}, {solver}": Solved(objective, solver)
+        for name, objective in OBJECTIVES.items()
+        if name not in (PRINTED, "Magnitude l2", "Taylor weight", BY_LOSS, DEFAULT)
         for solver in ("auto", "block_coordinate")
     },
 }
 RIVALS: dict[str, Method] = {
     "uniform l1": Solved(PAPER, UNIFORM),
     "global l1": Solved(PAPER, AsSolver("global", greedy_filled)),
-    "FPGM": Solved(geometric_median, UNIFORM),
+    "FPGM": Solved(MEDIAN, UNIFORM),
     "uniform l1, inner": Solved(PAPER, UNIFORM, inner=True),
-    "FPGM, inner": Solved(geometric_median, UNIFORM, inner=True),
+    "FPGM, inner": Solved(MEDIAN, UNIFORM, inner=True),
     "TP magnitude": TorchPruning("MagnitudeImportance", {"p": 1}),
     "TP Taylor": TorchPruning("GroupTaylorImportance", gradients=True),
     "TP group norm": TorchPruning("GroupMagnitudeImportance", {"p": 2}, pruner="GroupNormPruner"),

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,19 +26,16 @@ from typing import Any
 import torch
 
 import qcqp_prune as qp
+from benchmarks.importances import CALIBRATED, PAPER, Objective
 from benchmarks.instances import ROOT
 from benchmarks.recording import library_commit, matches, record, recorded
 from benchmarks.settings import SETTINGS, Setting
-from qcqp_prune.importance import Importance
 
 NAME = "gradual"
 CACHE = ROOT / ".cache" / NAME
 WARMUP = 0.5
 """Epochs."""
-OBJECTIVES: dict[str, Callable[[Setting], Importance]] = {
-    "paper": lambda setting: qp.Magnitude(),
-    "calibrated": lambda setting: qp.Calibrated(setting.calibration()),
-}
+OBJECTIVES: dict[str, Objective] = {"paper": PAPER, "calibrated": CALIBRATED}
 
 
 def main(arguments: list[str] | None = None) -> None:

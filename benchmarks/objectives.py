@@ -34,19 +34,20 @@ from torch import nn
 
 import qcqp_prune as qp
 from benchmarks.accuracy import accuracy_of, dense_accuracy
-from benchmarks.accuracy_methods import L2, PAPER, Objective, Solved, calibrated, scores, taylor
+from benchmarks.accuracy_methods import Solved, scores
+from benchmarks.importances import BY_LOSS, DEFAULT, OBJECTIVES, PRINTED
 from benchmarks.recording import library_commit, matches, record, recorded
 from benchmarks.settings import SETTINGS, Setting
 from qcqp_prune.graph.channels import BoolArray
-from qcqp_prune.pipeline import Importance
 from qcqp_prune.program.ranks import worth_alone
 from qcqp_prune.train.reconstruct import Method
 
 NAME, NETWORK = "objectives", "resnet20"
 BUDGETS = ("75%", "50%")
-PRINTED, DEFAULT = "Magnitude paper", "Calibrated"
-BY_LOSS = "Calibrated loss"
 ORDERS, PREDICTING = (DEFAULT, PRINTED), (DEFAULT, BY_LOSS, PRINTED)
+FLOORED = f"{PRINTED}, floors 30 %"
+FLOORS = {FLOORED: 0.3}
+"""The printed objective under floors: the least share of each layer that is kept (``min_keep``)."""
 RANDOM_UNITS = "random"
 KINDS = (RANDOM_UNITS, *ORDERS)
 LEAST = 0.3
@@ -60,51 +61,13 @@ REPAIRS: dict[str, Method | None] = {
 Row = dict[str, Any]
 
 
-def without_data(importance: Importance, setting: Setting) -> Importance:
-    return importance
-
-
-def gates(setting: Setting) -> Importance:
-    return qp.Taylor(setting.calibration(), form="gate")
-
-
-def fisher(setting: Setting) -> Importance:
-    return qp.Fisher(setting.calibration())
-
-
-def changed(setting: Setting) -> Importance:
-    return qp.OutputChange(setting.calibration())
-
-
-def by_loss(setting: Setting) -> Importance:
-    return qp.Calibrated(setting.calibration(), loss=nn.functional.cross_entropy)
-
-
-OBJECTIVES: dict[str, Objective] = {
-    PRINTED: PAPER,
-    "Magnitude l2": L2,
-    "BatchNormScale": partial(without_data, qp.BatchNormScale()),
-    "Taylor weight": taylor,
-    "Taylor gate": gates,
-    "Fisher": fisher,
-    "Lamp": partial(without_data, qp.Lamp()),
-    "Concave(Normalised(Magnitude))": partial(without_data, qp.Concave(qp.Normalised(qp.Magnitude()))),
-    "OutputChange": changed,
-    "Random": partial(without_data, qp.Random()),
-    BY_LOSS: by_loss,
-    DEFAULT: calibrated,
-}
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("selections", "predictions")
+    parts, names = ("selections", "predictions"), [*OBJECTIVES, *FLOORS]
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
-    parser.add_argument(
-        "--objectives", nargs="+", default=list(OBJECTIVES), choices=list(OBJECTIVES), help="of selections"
-    )
+    parser.add_argument("--objectives", nargs="+", default=names, choices=names, help="of selections")
     parser.add_argument("--masks", type=int, default=30, help="of each kind")
     parser.add_argument("--orders", nargs="+", default=list(KINDS), choices=KINDS, help="kinds of masks")
     parser.add_argument("--threads", type=int, default=1)
@@ -141,8 +104,9 @@ def _asked(setting: Setting, options: argparse.Namespace) -> Iterator[tuple[Row,
 
 
 def selection(setting: Setting, name: str, budget: str) -> Row:
-    """What one objective does at one budget."""
-    masks, about = Solved(OBJECTIVES[name], "auto").select(setting, budget)
+    """What one objective, or the printed one under floors, does at one budget."""
+    objective = PRINTED if name in FLOORS else name
+    masks, about = Solved(OBJECTIVES[objective], "auto", min_keep=FLOORS.get(name)).select(setting, budget)
     flat = masks.flat(setting.graph)
     small = qp.shrink(setting.model, setting.graph, masks)
     used = qp.Macs().measure(small, setting.example)
@@ -152,7 +116,7 @@ def selection(setting: Setting, name: str, budget: str) -> Row:
         accuracy[repaired] = accuracy_of(model, setting)
     return {
         "value": about.pop("objective"),
-        "dense_value": _worth(setting, name, dense),
+        "dense_value": _worth(setting, objective, dense),
         **about,
         "printed_share": _worth(setting, PRINTED, flat) / _worth(setting, PRINTED, dense),
         "predicted_error": forgone(setting, DEFAULT, flat),

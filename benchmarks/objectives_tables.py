@@ -7,7 +7,8 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from benchmarks.objectives import BUDGETS, DEFAULT, KINDS, ORDERS, PREDICTING, PRINTED, RANDOM_UNITS, REPAIRS
+from benchmarks.importances import DEFAULT, OBJECTIVES, PRINTED
+from benchmarks.objectives import BUDGETS, FLOORS, KINDS, ORDERS, PREDICTING, RANDOM_UNITS, REPAIRS
 
 Row = dict[str, Any]
 MEASURED = ("recalibrated", "reconstructed")
@@ -95,8 +96,9 @@ def _selections(rows: list[Row]) -> Iterator[str]:
         "corrected, and reconstructed by least squares, each from the cut network and on 2,500 training images. The "
         "best of a column in bold."
     )
+    order = [PRINTED, *FLOORS, *OBJECTIVES]
     for budget in dict.fromkeys(row["budget"] for row in rows):
-        mine = [row for row in rows if row["budget"] == budget]
+        mine = sorted((r for r in rows if r["budget"] == budget), key=lambda r: order.index(r["objective"]))
         best = {a: max(round(100 * row["accuracy"][a], 2) for row in mine) for a in ACCURACIES}
         groups = mine[0]["kept"]
         yield ""

@@ -13,8 +13,9 @@ from torch import nn
 
 import qcqp_prune as qp
 from benchmarks import accuracy, accuracy_methods, published_table2, recording
-from benchmarks.accuracy_methods import PAPER, UNIFORM, Solved
+from benchmarks.accuracy_methods import UNIFORM, Solved
 from benchmarks.accuracy_tables import Cell, measured, plots, published, standings, table
+from benchmarks.importances import L2, PAPER
 from benchmarks.rival_heuristics import greedy_filled, greedy_l1, uniform_filled, uniform_l1
 from benchmarks.rival_torch_pruning import TorchPruning, nearest
 from benchmarks.settings import Setting
@@ -184,7 +185,7 @@ def test_a_selection_is_made_once_for_a_commit_and_a_problem(
     assert about == again
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     method(setting, "50%")
-    Solved(accuracy_methods.L2, "block_coordinate")(setting, "60%")
+    Solved(L2, "block_coordinate")(setting, "60%")
     monkeypatch.setattr(accuracy_methods, "library_commit", lambda: "abd")
     method(setting, "60%")
     assert len(solved) == 4

@@ -14,7 +14,8 @@ from torch import nn
 import qcqp_prune as qp
 from benchmarks import accuracy_methods, objectives, recording, settings, tables
 from benchmarks.accuracy import accuracy_of
-from benchmarks.objectives import BY_LOSS, DEFAULT, PRINTED, RANDOM_UNITS, drawn, forgone
+from benchmarks.importances import BY_LOSS, DEFAULT, PAPER, PRINTED
+from benchmarks.objectives import RANDOM_UNITS, drawn, forgone
 from benchmarks.objectives_tables import block, correlations, table
 from benchmarks.settings import Setting
 from qcqp_prune.data import digits
@@ -49,9 +50,7 @@ def setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Setting:
     monkeypatch.setattr(accuracy_methods, "SELECTIONS", tmp_path / "selections")
     small = Setting("digits", trained(), torch.zeros(1, 1, 8, 8), digits(), None, FinetuneConfig())
     monkeypatch.setattr(objectives, "SETTINGS", {objectives.NETWORK: lambda: small})
-    monkeypatch.setattr(
-        objectives, "OBJECTIVES", {PRINTED: accuracy_methods.PAPER, DEFAULT: calibrated, BY_LOSS: by_loss}
-    )
+    monkeypatch.setattr(objectives, "OBJECTIVES", {PRINTED: PAPER, DEFAULT: calibrated, BY_LOSS: by_loss})
     monkeypatch.setattr(objectives, "BUDGETS", ("60%",))
     return small
 

@@ -12,7 +12,8 @@ import pytest
 from benchmarks import accuracy, compatibility_page
 from benchmarks.accuracy_tables import measured, standings
 from benchmarks.growth import exponent
-from benchmarks.objectives import BUDGETS, DEFAULT, OBJECTIVES
+from benchmarks.importances import DEFAULT, OBJECTIVES
+from benchmarks.objectives import BUDGETS, FLOORS
 from benchmarks.objectives_tables import correlations
 from benchmarks.tables import COMPATIBILITY, CONCEPTS, concepts, page, plots
 
@@ -108,7 +109,7 @@ def test_every_network_of_the_matrix_is_verified_or_says_why_not() -> None:
 def test_the_objective_that_predicts_and_its_repair_keep_accuracy_without_finetuning() -> None:
     rows = [row for row in _recorded("objectives") if row["part"] == "selections"]
     assert {(row["objective"], row["budget"]) for row in rows} == {
-        (o, b) for o in OBJECTIVES for b in BUDGETS
+        (o, b) for o in (*OBJECTIVES, *FLOORS) for b in BUDGETS
     }
     reached = {row["budget"]: row["accuracy"]["reconstructed"] for row in rows if row["objective"] == DEFAULT}
     assert reached["75%"] >= 0.90
