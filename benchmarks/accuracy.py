@@ -5,20 +5,20 @@
 
 One row for each instance, method, budget and seed. Every method starts from the same dense network, may look at the
 same 2,500 training images, and gets the same finetuning: the same recipe and, for one seed, the same batches in the
-same order. An "epoch" has ``--batches`` batches of 128 images, 100 by default and 50 for ResNet-56. Accuracy is of the
-whole test set: dense, straight after the cut, *before finetuning*, and finetuned. Before finetuning a method with a
-repair of its own is repaired by it, and the batch norms of every other are recalibrated on the 2,500 images (which
-would undo part of a least squares repair).
+same order. A training that diverges is a result: its row says so. An "epoch" has ``--batches`` batches of 128 images,
+100 by default and 50 for ResNet-56. Accuracy is of the whole test set: dense, straight after the cut, *before
+finetuning*, and finetuned. Before finetuning a method with a repair of its own is repaired by it, and the batch norms
+of every other are recalibrated on the 2,500 images (which would undo part of a least squares repair).
 
 Rows that are recorded are not measured again (``--again`` does so), so a stopped run goes on with the row that it was
 at; two processes may measure different instances or budgets. ``--dry`` measures and writes nothing. Methods:
 ``benchmarks.accuracy_methods``. Torch-Pruning needs the extra ``bench``; data as in ``benchmarks.settings``.
 
-The default schedule is what two cores can do in about six hours. Processor seconds of one thread for a batch of 128
-were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its MACs, and 0.45 for ResNet-56 cut to half, whose
-weights lie channels last and whose tests run under bfloat16, too (``Setting.quick``); a test set took 6 to 12 for
-either. Fourteen different networks at four budgets with three seeds are 168 runs of each; by these figures they take
-three and a half and three hours of one core, tests one and a half, selections and the small networks three. In halves::
+Processor seconds of one thread for a batch of 128 were 0.19 to 0.30 for ResNet-20 cut to between 30 and 58 % of its
+MACs, and 0.45 for ResNet-56 cut to half, whose weights lie channels last and whose tests run under bfloat16, too
+(``Setting.quick``); a test set took 6 to 12 for either. So a network of its own with three seeds takes a quarter of an
+hour of one core at the four budgets of either, and the default objective with the nine rivals five and a half hours of
+one core, selections and small networks aside; ``--methods`` names a part of all methods. In halves::
 
     python -m benchmarks.accuracy --instances resnet56 --budgets 58% 50% 46%
     python -m benchmarks.accuracy --instances resnet20 lenet5 small_vgg && \\
@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _is_measured(key: Row) -> bool:
-    """Whether a row is there; one that says what went wrong is measured anew."""
-    return any(matches(row, key) and "error" not in row for row in recorded(NAME))
+    """Whether a row is there; one that says what went wrong is measured anew, unless it would go wrong again."""
+    return any(matches(row, key) and ("error" not in row or "diverged" in row) for row in recorded(NAME))
 
 
 def _write(row: Row) -> None:
@@ -130,11 +130,13 @@ class Cell:
         try:
             small, cut = prepared(self.setting, METHODS[self.method], self.budget)
         except Exception as error:  # noqa: BLE001 - whatever stops a method is its result
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            yield from (self.key(seed) | about | {"error": said} for seed in seeds)
+            yield from (self.key(seed) | about | {"error": said(error)} for seed in seeds)
             return
         for seed in seeds:
-            yield self.key(seed) | about | self._finetuned(small, cut, seed)
+            try:
+                yield self.key(seed) | about | self._finetuned(small, cut, seed)
+            except qp.TrainingError as error:  # the same again after a restart, so it is the result
+                yield self.key(seed) | about | cut | {"error": said(error), "diverged": True}
 
     def _finetuned(self, small: nn.Module, cut: Row, seed: int) -> Row:
         """The row of one seed. The same network with the same seed was perhaps finetuned for another method."""
@@ -152,6 +154,11 @@ class Cell:
         seconds = cut["seconds"] | {"finetune": round(time.perf_counter() - started, 1)}
         accuracy = cut["accuracy"] | {"finetuned": accuracy_of(model, self.setting)}
         return cut | {"accuracy": accuracy, "seconds": seconds}
+
+
+def said(error: Exception) -> str:
+    """What went wrong, in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def prepared(setting: Setting, method: Method, budget: str) -> tuple[nn.Module, Row]:

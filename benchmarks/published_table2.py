@@ -9,8 +9,9 @@ crops and mirror images. ``shape`` also chooses kernel columns. What decides is 
 network's, because the dense networks are others: here the widespread published weights.
 
 Each epoch leaves a checkpoint in .cache/published_table2, so a run that was stopped goes on from there; rows that are
-recorded are not measured again (``--again`` does so). The selection is kept in .cache/accuracy, as long as the files of
-the library are those of their commit; both folders go along to another machine.
+recorded are not measured again (``--again`` does so), and a training that diverges is a row that says so. The selection
+is kept in .cache/accuracy, as long as the files of the library are those of their commit; both folders go along to
+another machine.
 
 References:
     Jeong et al., "Optimal channel selection with discrete QCQP" (AISTATS 2022), Table 2.
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 import qcqp_prune as qp
-from benchmarks.accuracy import accuracy_of, prepared
+from benchmarks.accuracy import accuracy_of, prepared, said
 from benchmarks.accuracy_methods import OURS
 from benchmarks.instances import ROOT
 from benchmarks.recording import library_commit, matches, record, recorded
@@ -119,19 +120,23 @@ def _measure(published: Published, options: argparse.Namespace, keys: list[dict[
         if options.again:
             checkpoint.unlink(missing_ok=True)
         started = time.perf_counter()
-        history = qp.finetune(
-            small,
-            _loader(setting, key["seed"], options.batches),
-            epochs=options.epochs,
-            config=replace(setting.recipe, seed=key["seed"]),
-            checkpoint=checkpoint,
-        )
-        seconds = cut["seconds"] | {"finetune": round(time.perf_counter() - started, 1)}
-        accuracy = cut["accuracy"] | {"finetuned": accuracy_of(small, setting)}
         row = key | {"commit": library_commit(), "published": asdict(published)} | cut
-        row |= {"accuracy": accuracy, "seconds": seconds, "training": history.to_dict()["epochs"]}
+        try:
+            history = qp.finetune(
+                small,
+                _loader(setting, key["seed"], options.batches),
+                epochs=options.epochs,
+                config=replace(setting.recipe, seed=key["seed"]),
+                checkpoint=checkpoint,
+            )
+        except qp.TrainingError as error:
+            row["error"] = said(error)
+        else:
+            row["accuracy"] = cut["accuracy"] | {"finetuned": accuracy_of(small, setting)}
+            row["training"] = history.to_dict()["epochs"]
+        row["seconds"] = cut["seconds"] | {"finetune": round(time.perf_counter() - started, 1)}
         record(NAME, [r for r in recorded(NAME) if not matches(r, key)] + [row])
-        print({k: v for k, v in row.items() if not isinstance(v, list | dict)}, accuracy, flush=True)
+        print({k: v for k, v in row.items() if not isinstance(v, list | dict)}, row["accuracy"], flush=True)
 
 
 def _loader(setting: Setting, seed: int, batches: int | None) -> Any:

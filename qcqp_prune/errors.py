@@ -40,6 +40,23 @@ class InvalidOptionError(QcqpPruneError, ValueError):
     """An option has a value outside its domain."""
 
 
+def require_kind(name: str, value: object, kind: type, wanted: str) -> None:
+    """Refuse an argument of another kind before anything is done with it.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: of which it has to be; a whole number is ``numbers.Integral``.
+        wanted: what to give instead, in words.
+
+    Raises:
+        InvalidOptionError: it is of another kind.
+    """
+    if not isinstance(value, kind):
+        shown = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
+        raise InvalidOptionError(f"{name} is {shown}: give {wanted}")
+
+
 class InfeasibleError(QcqpPruneError, RuntimeError):
     """No selection meets every budget: names the tightest budget and the smallest attainable value.
 

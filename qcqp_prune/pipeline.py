@@ -13,7 +13,7 @@ from qcqp_prune.apply.shrink import Realisation, shrink_and_verify
 from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.continuous import Indicators, Training, train_regularised, unfinished, unscored
-from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError
+from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError, require_kind
 from qcqp_prune.gradual import Steps, prune_in_rounds, settings_of
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
@@ -106,7 +106,12 @@ def prune(
     """
     watch = watch or Watcher()
     clock = Clock(watch)
-    recovery, rounds = recovery or Recovery(), rounds or Rounds(1, 0)
+    recovery = Recovery() if recovery is None else recovery
+    rounds = Rounds(1, 0) if rounds is None else rounds
+    require_kind("recovery", recovery, Recovery, "Recovery(train=...), with the loader")
+    require_kind("rounds", rounds, Rounds, "Rounds(count, epochs)")
+    if training is not None:
+        require_kind("training", training, Training, "Training(...)")
     unused = recovery.unused(model, rounds)
     scores = importance or (Magnitude() if recovery.train is None else Calibrated(recovery.train))
     require_importance(scores)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 
 from qcqp_prune.data import seed_epoch
-from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, TraceError
+from qcqp_prune.errors import InvalidOptionError, MaskMismatchError, TraceError, require_kind
+from qcqp_prune.graph.batches import require_loader
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.masks import Masks
 from qcqp_prune.graph.state import buffers_kept
@@ -60,7 +62,8 @@ class Recovery:
 
     Raises:
         InvalidOptionError: epochs is negative, or asked for without a training loader; there is no such repair; samples
-            or batches is not positive; a loader is an iterator; labels are smoothed for a loss of one's own.
+            or batches is not positive; a loader is none, or an iterator; config is no recipe; labels are smoothed for a
+            loss of one's own.
     """
 
     validation: Loader | None = field(default=None, repr=False)
@@ -74,6 +77,14 @@ class Recovery:
     loss: Loss | None = None
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "samples", "batches"):
+            if getattr(self, name) is not None or name != "batches":
+                require_kind(name, getattr(self, name), Integral, "a whole number")
+        if self.config is not None:
+            require_kind("config", self.config, FinetuneConfig, "FinetuneConfig(...), or None")
+        for name in ("validation", "train"):
+            if getattr(self, name) is not None:
+                require_loader(getattr(self, name), name)
         if self.epochs < 0:
             raise InvalidOptionError(f"epochs is {self.epochs}: give a number from 0 up")
         for name in ("samples", "batches"):
@@ -112,10 +123,27 @@ class Recovery:
         return f"{whose}: {recipe.describe()}"
 
     def unused(self, model: nn.Module, rounds: Rounds) -> tuple[str, ...]:
-        """What was given for a finetuning that is not asked for, a sentence for each."""
-        if self.epochs or (rounds.count > 1 and rounds.epochs):
-            return ()
+        """What was given for a repair or a finetuning that is not asked for, a sentence for each."""
         found = []
+        fits = self.repair in ("reconstruct", "means")
+        if self.train is None and self.repair not in (None, type(self).repair):
+            found.append(f"nothing is repaired by {self.repair}, as there is no train loader")
+        if self.batches is not None and (self.train is None or self.repair != "batch_norm"):
+            found.append(
+                "batches does nothing unless batch norms are recalibrated: reconstruct and means take samples"
+            )
+        if self.samples != type(self).samples and (self.train is None or not fits):
+            found.append("samples does nothing: it is of reconstruct and means, which need a train loader")
+        config = self.config or FinetuneConfig()
+        if not config.distillation and config.temperature != type(config).temperature:
+            found.append("temperature does nothing without distillation")
+        if rounds.count == 1 and rounds.epochs:
+            found.append(
+                f"the {rounds.epochs} epochs of a single round do nothing: what follows the last cut is finetuned by "
+                "the epochs of the recovery"
+            )
+        if self.epochs or (rounds.count > 1 and rounds.epochs):
+            return tuple(found)
         if self.config is not None:
             plain = (FinetuneConfig(), FinetuneConfig.recommended(model))
             if not any(_alike(self.config, other) for other in plain):

@@ -157,6 +157,32 @@ def test_a_method_that_fails_says_so_and_is_measured_anew(
     assert ["error" in row for row in run("--seeds", "0", "--methods", "broken")].count(True) == 1
 
 
+def test_a_training_that_diverges_is_a_row_that_is_not_measured_again(
+    bench: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetune = qp.finetune
+
+    def diverging(model: nn.Module, loader: Any, *, config: FinetuneConfig, **options: Any) -> None:
+        finetune(model, loader, config=config, **options)
+        if config.seed == 1:
+            raise qp.TrainingError("Training diverged:\nthe loss is nan")
+
+    monkeypatch.setattr(qp, "finetune", diverging)
+    rows = run("--seeds", "0", "1", "2", "--methods", "ours")
+    assert [row.get("error") for row in rows] == [
+        None,
+        "TrainingError: Training diverged: the loss is nan",
+        None,
+    ]
+    assert "finetuned" not in rows[1]["accuracy"]
+    assert len(bench) == 3
+    assert run("--seeds", "0", "1", "2", "--methods", "ours") == rows
+    assert len(bench) == 3
+    one = measured(rows)
+    assert len(one.cells["digits", "60%"]["ours"].finetuned) == 2
+    assert one.failed == ["ours on digits at 60%: TrainingError: Training diverged: the loss is nan"]
+
+
 def test_one_network_is_finetuned_once_for_each_seed(bench: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = {"a": Solved(PAPER, UNIFORM), "b": Solved(PAPER, UNIFORM)}
     monkeypatch.setattr(accuracy, "METHODS", methods)
@@ -460,3 +486,14 @@ def test_table_2_goes_on_from_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tm
         "-0.05",
         "0.51",
     ]
+
+    def diverged(*arguments: Any, **options: Any) -> Any:
+        raise qp.TrainingError("the loss is nan")
+
+    monkeypatch.setattr(qp, "finetune", diverged)
+    published_table2.main([*wish, "--units", "channels", "--seeds", "0", "1"])
+    rows = recording.recorded("published_table2")
+    assert [row["seed"] for row in rows if "error" in row] == [1, 1]
+    assert published(rows).count("| 2, 1 diverged | ") == 2
+    assert "| 1, 1 diverged | " in (text := published([row for row in rows if "error" in row]))
+    assert " | - | - | 0.47 |" in text

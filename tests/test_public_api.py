@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import qcqp_prune as qp
 from qcqp_prune import errors
+from qcqp_prune.errors import InvalidOptionError, TrainingError
 from qcqp_prune.pipeline import describe
 from qcqp_prune.report.terminal import report_view
 from qcqp_prune.watch import Watcher
@@ -244,6 +246,80 @@ def test_what_is_given_for_no_finetuning_is_said(tmp_path: Path, caplog: pytest.
         == ()
     )
     assert given.unused(dense, qp.Rounds(2, 0)) == (said[0],)  # the selections of rounds lie beside the file
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"rounds": 3}, r"rounds is 3: give Rounds\(count, epochs\)"),
+        ({"recovery": batches()}, r"recovery is list: give Recovery\(train=...\)"),
+        ({"training": 5}, r"training is 5: give Training"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused(asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidOptionError, match=said):
+        qp.prune(model(), torch.zeros(1, 8), budgets="60%", **asked)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: qp.Rounds(2.5, 1), "Rounds: count is 2.5: give a whole number"),  # type: ignore[arg-type]
+        (lambda: qp.Rounds(2, 1.5), "Rounds: epochs is 1.5"),  # type: ignore[arg-type]
+        (lambda: qp.Recovery(train=batches(), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
+        (lambda: qp.Recovery(train=batches(), batches="all"), "batches is 'all'"),  # type: ignore[arg-type]
+        (lambda: qp.Recovery(train=3), "train was given int for data"),  # type: ignore[arg-type]
+        (lambda: qp.Recovery(config={"lr": 1}), r"config is dict: give FinetuneConfig\("),  # type: ignore[arg-type]
+        (lambda: qp.finetune(model(), batches(), config={"lr": 1}), "config is dict"),  # type: ignore[arg-type]
+        (lambda: qp.finetune(model(), batches(), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
+        (lambda: qp.finetune(model(), batches(), teacher="dense"), "teacher is 'dense'"),  # type: ignore[arg-type]
+    ],
+)
+def test_so_is_one_in_what_is_made_for_it(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(InvalidOptionError, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    "score", [qp.Taylor, qp.Fisher, qp.Calibrated, qp.Activation, qp.NeuronSensitivity, qp.OutputChange]
+)
+def test_no_data_and_data_of_another_network_are_refused_by_every_importance(score: Any) -> None:
+    dense, example = model(), torch.zeros(1, 8)
+    for data, said in ((None, f"{score.__name__} was given None for data"), (wider(), "5|shape|size")):
+        with pytest.raises(qp.QcqpPruneError, match=said):
+            score(data)(dense, qp.trace(dense, example))
+
+
+def wider() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs that the network does not take."""
+    return [(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64))]
+
+
+def test_data_of_another_network_is_refused_by_whatever_runs_on_it() -> None:
+    dense = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4))
+    said = r"the network fails on a batch with inputs of shape \(4, 5\) \(RuntimeError: "
+    for run in (qp.evaluate, qp.finetune, qp.recalibrate_batch_norm):
+        with pytest.raises(TrainingError, match=f"{run.__name__}: {said}"):
+            run(dense, wider())
+
+
+def test_options_of_a_recovery_that_do_nothing_are_said() -> None:
+    dense, once = model(), qp.Rounds(1, 0)
+
+    def said(rounds: qp.Rounds = once, **options: Any) -> str:
+        return " ".join(qp.Recovery(**options).unused(dense, rounds))
+
+    data = batches()
+    assert said(validation=data) == said(train=data) == said(train=data, repair=None) == ""
+    assert said(train=data, repair="batch_norm", batches=2) == said(train=data, samples=9) == ""
+    assert "nothing is repaired by batch_norm" in said(validation=data, repair="batch_norm")
+    assert "batches does nothing" in said(train=data, batches=2)
+    assert "samples does nothing" in said(train=data, repair="batch_norm", samples=9)
+    assert "samples does nothing" in said(samples=9)
+    hot = qp.FinetuneConfig(temperature=9)
+    assert "temperature does nothing without" in said(train=data, epochs=1, config=hot)
+    assert said(train=data, epochs=1, config=replace(hot, distillation=0.5)) == ""
+    assert "5 epochs of a single round do nothing" in said(qp.Rounds(1, 5), train=data)
 
 
 def test_the_caller_hears_of_the_solvers_progress_too() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from qcqp_prune.errors import InvalidOptionError, QcqpPruneError
 from qcqp_prune.graph.inputs import is_call
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -45,6 +46,43 @@ def arguments(inputs: Any, device: torch.device, *, non_blocking: bool = False) 
     call = args, {name: kwargs[name] for name in sorted(kwargs)}
     moved: Call = pytree.tree_map_only(Tensor, lambda x: x.to(device, non_blocking=non_blocking), call)
     return moved
+
+
+def require_loader(loader: object, who: str) -> None:
+    """Refuse what cannot be gone through.
+
+    Raises:
+        InvalidOptionError: it has no items.
+    """
+    if not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        kind = "None" if loader is None else type(loader).__name__
+        raise InvalidOptionError(f"{who} was given {kind} for data: give a loader, or a list, of {PAIRS}")
+
+
+def outputs_of(
+    model: Callable[..., Any], call: Call, who: str, error: type[QcqpPruneError] = InvalidOptionError
+) -> Any:
+    """What a network makes of a batch.
+
+    Args:
+        model: the network.
+        call: its arguments.
+        who: calls it, for messages.
+        error: what is raised where the network fails.
+
+    Raises:
+        QcqpPruneError: of the kind that was asked for; it has the network's own error as its cause.
+    """
+    args, kwargs = call
+    try:
+        return model(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, LookupError) as cause:
+        tensors = [str(tuple(x.shape)) for x in pytree.tree_leaves(call) if isinstance(x, Tensor)]
+        said = str(cause).strip().partition("\n")[0]
+        raise error(
+            f"{who}: the network fails on a batch with inputs of shape {', '.join(tensors) or 'none'} "
+            f"({type(cause).__name__}: {said}). Give batches like the inputs that it was made for."
+        ) from cause
 
 
 def shown(batch: object) -> str:

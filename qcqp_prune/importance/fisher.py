@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.batches import Call
+from qcqp_prune.graph.batches import Call, outputs_of
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.state import eval_mode, tensors_replaced
 from qcqp_prune.importance.gradients import (
@@ -150,8 +150,8 @@ class _Gradients:
         return {n: g.double().square() for n, g in zip(self._weights, found, strict=True) if g is not None}
 
     def _value(self, batch: _Samples, some: list[Tensor], targets: Tensor) -> Tensor:
-        args, kwargs = batch.call(some)
-        return loss_of(self._loss, self._model(*args, **kwargs), targets, "Fisher")
+        outputs = outputs_of(self._model, batch.call(some), "Fisher")
+        return loss_of(self._loss, outputs, targets, "Fisher")
 
 
 class _Samples:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
-from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, shown
+from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, outputs_of, require_loader, shown
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.state import eval_mode
 from qcqp_prune.importance.losses import Loss, cross_entropy, loss_of
@@ -29,8 +29,9 @@ def read_batches(batches: Batches, device: torch.device, who: str) -> Iterator[t
         who: whose batches they are, for messages.
 
     Raises:
-        InvalidOptionError: one is no pair of inputs and targets, or there is none.
+        InvalidOptionError: one is no pair of inputs and targets, there is none, or what was given is no loader.
     """
+    require_loader(batches, who)
     count = 0
     for batch in batches:
         if not is_pair(batch):
@@ -79,8 +80,8 @@ def batch_gradients(
     The model's own gradients and modes are left as they were.
     """
     with eval_mode(model), torch.enable_grad():
-        for (args, kwargs), targets in read_batches(batches, device_of(model), who):
-            value = loss_of(loss or cross_entropy, model(*args, **kwargs), targets, who)
+        for call, targets in read_batches(batches, device_of(model), who):
+            value = loss_of(loss or cross_entropy, outputs_of(model, call, who), targets, who)
             if not value.requires_grad:
                 raise InvalidOptionError(
                     f"{who}: the loss has no gradient towards any weight: give one that autograd can follow, or use "

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from qcqp_prune.data import seed_epoch
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, shown
+from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, require_loader, shown
 from qcqp_prune.graph.channels import ChannelGraph
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,9 @@ def samples_of(
         Inputs as ``(args, kwargs)``, and targets.
 
     Raises:
-        InvalidOptionError: there is no batch, or one is no pair of inputs and targets.
+        InvalidOptionError: there is no batch, one is no pair of inputs and targets, or what was given is no loader.
     """
+    require_loader(batches, who)
     if samples < 1:
         raise InvalidOptionError(f"samples is {samples}: give a positive number")
     largest = max(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
 
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, require_kind
 from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.narrowed import Narrowed, narrowed
 from qcqp_prune.program.forms import CountForm, PairwiseForm, PeakForm, UseForm
@@ -40,6 +41,8 @@ class Rounds:
     spacing: Spacing = "geometric"
 
     def __post_init__(self) -> None:
+        for name in ("count", "epochs"):
+            require_kind(f"Rounds: {name}", getattr(self, name), Integral, "a whole number")
         checks = {
             "count": (self.count >= 1, "a number of rounds from 1 up"),
             "epochs": (self.epochs >= 0, "a number from 0 up"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
-from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, shown
+from qcqp_prune.graph.batches import PAIRS, Call, arguments, is_pair, require_loader, shown
 from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.train.modes import random_state_kept
 
@@ -25,7 +25,9 @@ def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[Call, Ten
 
     Raises:
         TrainingError: a batch is not a pair of inputs and targets.
+        InvalidOptionError: what was given is no loader.
     """
+    require_loader(loader, "the training")
     for batch in loader:
         if not is_pair(batch):
             raise TrainingError(f"The loader yields {shown(batch)}. Give one that yields {PAIRS}.")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.graph.batches import outputs_of
 from qcqp_prune.train.batches import Loader, batches_of
 from qcqp_prune.train.modes import modes_kept, placed
 
@@ -49,7 +50,7 @@ def recalibrate_batch_norm(
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
-        TrainingError: the loader yields nothing, or statistics come out NaN or infinite.
+        TrainingError: the loader yields nothing or what the network fails on, or statistics come out NaN or infinite.
         InvalidOptionError: `batches` is not positive.
     """
     if batches is not None and batches < 1:
@@ -67,8 +68,8 @@ def recalibrate_batch_norm(
         model.eval()
         for norm in norms.values():
             norm.train()
-        for (args, kwargs), targets in islice(batches_of(loader, where), batches):
-            model(*args, **kwargs)
+        for call, targets in islice(batches_of(loader, where), batches):
+            outputs_of(model, call, "recalibrate_batch_norm", TrainingError)
             done += 1
             samples += len(targets)
         if not done:

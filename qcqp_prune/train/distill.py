@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.errors import InvalidOptionError, TrainingError, require_kind
 from qcqp_prune.train.config import FinetuneConfig
 from qcqp_prune.train.modes import modes_kept, placed
 
@@ -18,8 +18,10 @@ def require_teacher(config: FinetuneConfig, model: nn.Module, teacher: nn.Module
     """Refuse a teacher that would do nothing, and distillation without one.
 
     Raises:
-        InvalidOptionError: one is there without the other, or the teacher is the network itself.
+        InvalidOptionError: one is there without the other, or the teacher is the network itself, or none.
     """
+    if teacher is not None:
+        require_kind("teacher", teacher, nn.Module, "a network, such as the dense one")
     if teacher is None and config.distillation:
         raise InvalidOptionError(
             f"distillation is {config.distillation} and there is no teacher: give one, such as the dense network, or "

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qcqp_prune.errors import TrainingError
+from qcqp_prune.graph.batches import outputs_of
 from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.importance.losses import Loss, loss_of
 from qcqp_prune.train.batches import Loader, batches_of, require_labels, right_among
@@ -43,7 +44,8 @@ def evaluate(
         device: where to run; "auto" takes an accelerator where there is one.
 
     Raises:
-        TrainingError: the loader yields nothing, something else than pairs, or a target that is no class.
+        TrainingError: the loader yields nothing, something else than pairs, what the network fails on, or a target that
+            is no class.
         InvalidOptionError: nobody can tell which of several outputs are the logits; the loss does not take what the
             network returns, or gives no single number.
     """
@@ -51,8 +53,8 @@ def evaluate(
     total, samples = 0.0, 0
     with modes_kept(model), placed(model, device) as where, torch.no_grad():
         model.eval()
-        for (args, kwargs), targets in batches_of(loader, where):
-            outputs = model(*args, **kwargs)
+        for call, targets in batches_of(loader, where):
+            outputs = outputs_of(model, call, "evaluate", TrainingError)
             if loss is None:
                 logits = logits_of(outputs).float()
                 require_labels(targets, logits)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -18,8 +19,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.utils import _pytree as pytree
 
 from qcqp_prune.data import seed_epoch
-from qcqp_prune.errors import InvalidOptionError, TrainingError
-from qcqp_prune.graph.batches import Call
+from qcqp_prune.errors import InvalidOptionError, TrainingError, require_kind
+from qcqp_prune.graph.batches import Call, outputs_of
 from qcqp_prune.graph.outputs import logits_of
 from qcqp_prune.importance.losses import Loss, loss_of, name_of
 from qcqp_prune.train.average import WeightAverage
@@ -87,6 +88,8 @@ def finetune(
             network returns or gives no single number, or nobody can tell which of several outputs are the logits.
     """
     config = FinetuneConfig() if config is None else config
+    require_kind("config", config, FinetuneConfig, "FinetuneConfig(...)")
+    require_kind("epochs", epochs, Integral, "a whole number")
     if epochs < 1:
         raise InvalidOptionError(f"epochs is {epochs}; give a positive number.")
     require_teacher(config, model, teacher)
@@ -208,10 +211,9 @@ def _step(
     device: torch.device,
 ) -> int | None:
     """Take a step; how many samples were classified right before it, None where the targets are no classes."""
-    args, kwargs = call
     state.optimizer.zero_grad(set_to_none=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-        outputs = state.model(*args, **kwargs)
+        outputs = outputs_of(state.model, call, "finetune", TrainingError)
     if state.criterion is None:
         outputs = logits_of(outputs).float()
         require_labels(targets, outputs)
@@ -223,7 +225,7 @@ def _step(
         loss = loss_of(state.criterion, outputs, targets, "finetune")
     if state.teacher is not None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-            taught = state.teacher(*args, **kwargs)
+            taught = outputs_of(state.teacher, call, "the teacher", TrainingError)
         taught = logits_of(taught).float()
         learned = distillation_loss(logits_of(outputs).float(), taught, config.temperature)
         loss = (1 - config.distillation) * loss + config.distillation * learned

@@ -44,20 +44,28 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(1, keepdims=True)
 
 
-def test_the_step_is_that_of_the_formula() -> None:
-    """d/dz of (1 - w) CE + w T^2 KL(teacher || student) is (1 - w) (p - y) + w T (p_T - t_T)."""
-    weight, temperature = 0.7, 3.0
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_the_step_is_that_of_the_formula(weight: float, smoothing: float) -> None:
+    """d/dz of (1 - w) CE + w T^2 KL(teacher || student) is (1 - w) (p - y) + w T (p_T - t_T).
+
+    Smoothed labels y are (1 - s) of the class and s / 3 of each class.
+    """
+    temperature = 3.0
     torch.manual_seed(0)
     student, teacher = nn.Linear(5, 3, bias=False).double(), nn.Linear(5, 3, bias=False).double()
     x, y = batches(1)[0]
     start, taught = (m.weight.detach().numpy().copy() for m in (student, teacher))
     inputs = x.double().numpy()
     z, v = inputs @ start.T, inputs @ taught.T
-    slope = (1 - weight) * (softmax(z) - np.eye(3)[y.numpy()])
+    labels = (1 - smoothing) * np.eye(3)[y.numpy()] + smoothing / 3
+    slope = (1 - weight) * (softmax(z) - labels)
     slope += weight * temperature * (softmax(z / temperature) - softmax(v / temperature))
     expected = start - slope.T @ inputs / len(inputs)
-    config = FinetuneConfig(distillation=weight, temperature=temperature, **ONE_STEP)
-    finetune(student, [(x.double(), y)], epochs=1, config=config, teacher=teacher)
+    config = FinetuneConfig(
+        distillation=weight, temperature=temperature, label_smoothing=smoothing, **ONE_STEP
+    )
+    finetune(student, [(x.double(), y)], epochs=1, config=config, teacher=teacher if weight else None)
     np.testing.assert_allclose(
         student.weight.detach().numpy(), expected, rtol=0, atol=1e-6
     )  # losses are float32

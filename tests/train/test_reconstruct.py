@@ -95,6 +95,45 @@ def test_the_end_of_a_branch_is_fitted_to_the_dense_sum(norm: bool) -> None:
     assert error(small) > best
 
 
+class TwoBranches(Residual):
+    """Two branches on one stream: what the second adds to is no more what the dense network has there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three = nn.Conv2d(6, 8, 3, padding=1)
+        self.four = nn.Conv2d(8, 6, 3, padding=1)
+
+    def stream(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return torch.relu(x + self.branch(x))
+
+    def total(self, x: Tensor) -> Tensor:
+        x = self.stream(x)
+        return x + self.four(torch.relu(self.three(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.total(x)).mean((2, 3)))
+
+
+def test_a_later_branch_takes_up_what_the_stream_has_lost() -> None:
+    torch.manual_seed(0)
+    model = liven(TwoBranches()).eval()
+    graph = qp.trace(model, EXAMPLE)
+    masks = selected(graph, {"one": [0, 3, 5, 6], "three": [1, 4], "stem": [1]})
+    small = qp.shrink(model, graph, masks)
+    reconstruct(small, model, graph, masks, DATA, ridge=1e-9)
+    wanted = made(model, model.total)[:, [0, 2, 3, 4, 5]]
+    rest = wanted - made(small, small.stream)
+    # The normal equations of the fit to the sum: what is left is uncorrelated with whatever the layer reads.
+    left = rest - made(small, lambda x: small.four(torch.relu(small.three(small.stream(x)))))
+    read = nn.functional.unfold(made(small, lambda x: torch.relu(small.three(small.stream(x)))), 3, padding=1)
+    slope = torch.einsum("nkp,nrp->kr", left.flatten(2), read) / rest.numel()
+    scale = torch.einsum("nkp,nrp->kr", rest.flatten(2).abs(), read.abs()) / rest.numel()
+    assert left.square().mean() > 1e-4
+    assert (slope.abs() / scale).max() < 1e-3
+    assert abs(left.mean()) < 1e-4
+
+
 def test_a_twin_is_taken_over_without_loss() -> None:
     torch.manual_seed(0)
     model = liven(Residual()).eval()
