@@ -67,11 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--dry", action="store_true")
     options = parser.parse_args(arguments)
+    if options.epochs < 0 or (options.batches is not None and options.batches < 1):
+        parser.error("give epochs from 0 up, and batches from 1 up")
     torch.set_num_threads(options.threads)
     fresh: list[Row] = []
     for name in options.instances:
         setting = SETTINGS[name]()
-        schedule = (options.epochs, options.batches or BATCHES.get(name, 100))
+        batches = BATCHES.get(name, 100) if options.batches is None else options.batches
+        schedule = (options.epochs, batches)
         for budget in options.budgets or BUDGETS[name]:
             for method in options.methods:
                 if getattr(METHODS[method], "inner", False) and not shared(setting.graph):

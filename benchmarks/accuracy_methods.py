@@ -126,6 +126,7 @@ OURS: dict[str, Solved] = {
     "default": Solved(CALIBRATED, "auto", reconstructed),
     "default, without repair": Solved(CALIBRATED, "auto"),
     "Taylor, with repair": Solved(TAYLOR, "auto", reconstructed),
+    "uniform l1, with repair": Solved(PAPER, UNIFORM, reconstructed),
     "default, block_coordinate": Solved(CALIBRATED, "block_coordinate", reconstructed),
     "paper, floors 30 %": Solved(PAPER, "auto", min_keep=0.3),
     **{
