@@ -127,7 +127,9 @@ def table(rows: list[Row]) -> str:
         "inner without touching residual streams, as the papers do; TP is Torch-Pruning, whose group norm is one step "
         "without its sparse training. Each uses at most the budget, counted independently. A figure below the one in "
         "brackets is of a network that a training as short as this one made worse; the recipe is the same for all. "
-        "`resnet56` is tested under bfloat16, as it is trained, so its dense accuracy differs from the one above.",
+        "`resnet56` is tested under bfloat16, as it is trained, so its dense accuracy differs from the one above. What "
+        "is of the repair and what of the selection can be read where both were measured apart: `default, without "
+        "repair`, and rivals or other objectives with repair.",
     ]
     one = measured(rows)
     for instance in one.dense:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,10 @@ def test_an_argument_of_another_kind_is_refused(asked: dict[str, Any], said: str
         (lambda: qp.Recovery(config={"lr": 1}), r"config is dict: give FinetuneConfig\("),  # type: ignore[arg-type]
         (lambda: qp.finetune(model(), batches(), config={"lr": 1}), "config is dict"),  # type: ignore[arg-type]
         (lambda: qp.finetune(model(), batches(), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
+        (lambda: qp.FinetuneConfig(warmup="a"), "FinetuneConfig: warmup is 'a': give a number"),  # type: ignore[arg-type]
+        (lambda: qp.Calibrated(batches(), ratios=0.5), "ratios is 0.5: give shares"),  # type: ignore[arg-type]
+        (lambda: qp.Concave(qp.Magnitude(), "a"), "power is 'a'"),  # type: ignore[arg-type]
+        (lambda: qp.Random("a"), "seed is 'a'"),  # type: ignore[arg-type]
         (lambda: qp.finetune(model(), batches(), teacher="dense"), "teacher is 'dense'"),  # type: ignore[arg-type]
     ],
 )
@@ -281,13 +286,30 @@ def test_so_is_one_in_what_is_made_for_it(make: Callable[[], object], said: str)
 
 
 @pytest.mark.parametrize(
-    "score", [qp.Taylor, qp.Fisher, qp.Calibrated, qp.Activation, qp.NeuronSensitivity, qp.OutputChange]
+    "score",
+    [
+        qp.Taylor,
+        partial(qp.Taylor, form="gate"),
+        qp.Fisher,
+        qp.Calibrated,
+        qp.Activation,
+        qp.NeuronSensitivity,
+        qp.OutputChange,
+    ],
 )
-def test_no_data_and_data_of_another_network_are_refused_by_every_importance(score: Any) -> None:
+def test_no_data_single_samples_and_data_of_another_network_are_refused_by_every_importance(
+    score: Any,
+) -> None:
     dense, example = model(), torch.zeros(1, 8)
-    for data, said in ((None, f"{score.__name__} was given None for data"), (wider(), "5|shape|size")):
+    graph = qp.trace(dense, example)
+    samples = TensorDataset(torch.zeros(4, 8), torch.zeros(4, dtype=torch.int64))
+    for data, said in (
+        (None, "was given None for data: give a loader"),
+        (samples, "a single sample, as a Dataset yields them"),
+        (wider(), r"inputs of shape \((4|1), 5\)|does not run on a batch of the data"),
+    ):
         with pytest.raises(qp.QcqpPruneError, match=said):
-            score(data)(dense, qp.trace(dense, example))
+            score(data)(dense, graph)
 
 
 def wider() -> list[tuple[torch.Tensor, torch.Tensor]]:

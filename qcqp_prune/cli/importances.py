@@ -30,6 +30,8 @@ VARIANTS = {
 }
 """Of each importance that has some, the default first."""
 NEED_DATA = ("calibrated", "taylor", "fisher", "neuron_sensitivity", "activation", "output_change")
+BATCHES = 8
+"""Of training data, unless a file says another number."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,20 @@ class ImportanceSection:
     Attributes:
         name: of the criterion.
         variant: one of its own, see ``VARIANTS``; the first where None.
-        batches: of training data, for those that need data; ``calibrated`` takes samples as it needs them.
-        seed: of ``random``.
+        batches: of training data, for those that need data but ``calibrated``, which takes samples as it needs them;
+            ``BATCHES`` where None.
+        seed: of ``random``; 0 where None.
         normalise: what is brought to one scale; see ``qcqp_prune.Normalised``.
         concave: the power of ``qcqp_prune.Concave``, applied last; None without.
 
     Raises:
-        ConfigError: the criterion has no such variant, or a number is out of range.
+        ConfigError: the criterion has no such variant, a number is out of range, or the criterion takes none.
     """
 
     name: Name
     variant: str | None = None
-    batches: int = 8
-    seed: int = 0
+    batches: int | None = None
+    seed: int | None = None
     normalise: Literal["none", "layer", "group", "macs"] = "none"
     concave: float | None = None
 
@@ -63,7 +66,12 @@ class ImportanceSection:
                 f"no importance is called {self.name}:{self.variant}: "
                 + (f"variants are {listed}" if known else "leave the variant out")
             )
-        if self.batches < 1:
+        if self.batches is not None and (self.name not in NEED_DATA or self.name == "calibrated"):
+            why = "takes samples as it needs them" if self.name == "calibrated" else "looks at no data"
+            raise ConfigError(f"importance.batches is {self.batches}, and {self.name} {why}: leave it out")
+        if self.seed is not None and self.name != "random":
+            raise ConfigError(f"importance.seed is {self.seed}, and {self.name} draws nothing: leave it out")
+        if self.batches is not None and self.batches < 1:
             raise ConfigError(f"importance.batches is {self.batches}: give at least 1")
         if self.concave is not None and not 0 <= self.concave <= 1:
             raise ConfigError(f"concave is {self.concave}: give a power from 0 (logarithm) to 1 (a sum)")
@@ -88,7 +96,7 @@ def parse_importance(
         raise ConfigError(
             f"no importance is called {name!r}: {nearest(name, known)}choose from {', '.join(known)}"
         )
-    seed = 0
+    seed = None
     if name == "random" and rest:
         if not rest.isdecimal():
             raise ConfigError(f"{text!r} has no seed that can be read: write random:3")

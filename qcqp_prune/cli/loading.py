@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 from qcqp_prune import data as readers
 from qcqp_prune.cli.callables import called, find_callable
 from qcqp_prune.cli.config import DataSection
-from qcqp_prune.cli.importances import NEED_DATA, ImportanceSection
+from qcqp_prune.cli.importances import BATCHES, NEED_DATA, ImportanceSection
 from qcqp_prune.cli.inputs import InputSection
 from qcqp_prune.data import Augmentation, DataSplit
 from qcqp_prune.errors import ConfigError, ModelLoadError
@@ -135,13 +135,13 @@ def _criterion(wanted: ImportanceSection, data: JobData) -> Importance:
             )
         if wanted.name == "calibrated":
             return Calibrated(loader)
-        batches = list(itertools.islice(iter(loader), wanted.batches))
+        batches = list(itertools.islice(iter(loader), BATCHES if wanted.batches is None else wanted.batches))
         if wanted.name == "taylor":
             return Taylor(batches, data.loss, form=form)
         if wanted.name == "fisher":
             return Fisher(batches, data.loss)
         if wanted.name == "output_change":
-            samples = sum(len(batch[1]) for batch in batches if is_pair(batch) and batch[1].ndim)
+            samples = sum(len(batch[1]) for batch in batches if is_pair(batch))
             return OutputChange(batches, samples=max(samples, 1), centred=form == "centred")
         return (
             NeuronSensitivity(batches, form)
@@ -151,7 +151,7 @@ def _criterion(wanted: ImportanceSection, data: JobData) -> Importance:
     if wanted.name == "magnitude":
         return Magnitude(form)
     if wanted.name == "random":
-        return Random(wanted.seed)
+        return Random(wanted.seed or 0)
     plain: dict[str, Callable[[], Importance]] = {
         "batch_norm_scale": BatchNormScale,
         "geometric_median": GeometricMedian,

@@ -20,8 +20,10 @@ PAIRS = "pairs (inputs, targets): inputs a tensor, a tuple of arguments or a dic
 
 
 def is_pair(batch: object) -> bool:
-    """Whether a batch is inputs of any kind, and targets."""
-    return isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor)
+    """Whether a batch is inputs of any kind, and targets, an entry for each sample."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        return False
+    return isinstance(batch[1], Tensor) and batch[1].ndim > 0
 
 
 def arguments(inputs: Any, device: torch.device, *, non_blocking: bool = False) -> Call:
@@ -87,6 +89,8 @@ def outputs_of(
 
 def shown(batch: object) -> str:
     """What a loader yielded, in words."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Tensor | int | float):
+        return "a single sample, as a Dataset yields them, where batches are wanted (a DataLoader makes them)"
     if isinstance(batch, tuple | list):
         kinds = ", ".join(type(part).__name__ for part in batch)
         return f"a {type(batch).__name__} of {len(batch)} ({kinds})"

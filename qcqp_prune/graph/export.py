@@ -53,7 +53,13 @@ def plain_recurrence(model: nn.Module) -> Iterator[None]:
             backend.enabled = enabled
 
 
-def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **options: Any) -> ExportedProgram:
+def export(
+    model: nn.Module,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    what: str = "the example inputs",
+    **options: Any,
+) -> ExportedProgram:
     """``torch.export`` in eval mode, with errors that say what to do.
 
     Raises:
@@ -77,7 +83,7 @@ def export(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], **opt
             model(*args, **kwargs)
         except Exception as error:  # whatever a user's forward raises
             raise TraceError(
-                f"{type(model).__name__} does not run on the example inputs ({_first_line(error)}): "
+                f"{type(model).__name__} does not run on {what} ({_first_line(error)}): "
                 "give inputs of the shape, type and device that its forward takes"
             ) from error
         drop_caches(model)

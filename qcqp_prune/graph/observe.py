@@ -126,7 +126,7 @@ class Followed:
         self, model: nn.Module, graph: ChannelGraph, call: Any, table: Mapping[str, Handler]
     ) -> None:
         self.model = model
-        self.program: ExportedProgram = export(model, call)
+        self.program: ExportedProgram = export(model, call, what="a batch of the data")
         names = state_placeholders(self.program, canonical_names(model))
         walk = Walk(model, names, batch_size(call))
         follow(walk, self.program, names, table)

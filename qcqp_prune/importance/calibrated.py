@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import nn
 
-from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError, require_kind
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.graph.observe import Observed
 from qcqp_prune.importance.cuts import Cut
@@ -85,6 +85,7 @@ class Calibrated:
     seed: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
+        require_kind("ratios", self.ratios, Sequence, "shares between 0 and 1, ascending")
         if (
             not self.ratios
             or not all(0 < r < 1 for r in self.ratios)

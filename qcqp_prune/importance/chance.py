@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from torch import nn
 
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, require_kind
 from qcqp_prune.graph.channels import ChannelGraph
 from qcqp_prune.program.forms import PairwiseForm
 
@@ -25,6 +26,7 @@ class Random:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_kind("seed", self.seed, Integral, "a whole number")
         if self.seed < 0:
             raise InvalidOptionError(f"seed={self.seed}: give 0 or more")
 

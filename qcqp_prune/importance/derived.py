@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
 from torch import nn
 
-from qcqp_prune.errors import InvalidOptionError, InvalidScoreError
+from qcqp_prune.errors import InvalidOptionError, InvalidScoreError, require_kind
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.importance.layerwise import (
     Importance,
@@ -114,6 +115,7 @@ class Concave:
 
     def __post_init__(self) -> None:
         require_importance(self.importance)
+        require_kind("power", self.power, Real, "a number from 0 to 1")
         if not 0 <= self.power <= 1:
             raise InvalidOptionError(f"power={self.power!r}: give a number from 0 (logarithm) to 1 (a sum)")
 

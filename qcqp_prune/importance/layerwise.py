@@ -101,8 +101,9 @@ def require_scored(graph: ChannelGraph, scored: IntArray, who: str) -> None:
     """
     if (left := idle(graph, scored)).any():
         groups = [graph.groups[g].id for g in np.unique(graph.group_of_unit[left])]
+        more = f" and {len(groups) - 1} more groups" if len(groups) > 1 else ""
         raise InvalidOptionError(
-            f"{who} says nothing of {groups[0]} and {len(groups) - 1} more groups that may go: keep them by "
+            f"{who} says nothing of {groups[0]}{more} that may go: keep what it says nothing of by "
             "ignored_layers (kernel columns by columns=False), or choose Magnitude or Taylor"
         )
 

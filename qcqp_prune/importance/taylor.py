@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from qcqp_prune.errors import InvalidOptionError
-from qcqp_prune.graph.batches import Call
+from qcqp_prune.graph.batches import Call, require_loader
 from qcqp_prune.graph.channels import ChannelGraph, Layer
 from qcqp_prune.graph.observe import Observed, norm_after
 from qcqp_prune.graph.walk import argument
@@ -115,6 +115,7 @@ class Taylor(Layerwise):
         return score_of
 
     def _gates(self, model: nn.Module, graph: ChannelGraph) -> ScoreOf:
+        require_loader(self.batches, "Taylor")
         rest = iter(self.batches)
         first = list(itertools.islice(rest, 1))
         ((call, _),) = read_batches(first, device_of(model), "Taylor")

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from torch import nn
 
-from qcqp_prune.errors import InvalidOptionError
+from qcqp_prune.errors import InvalidOptionError, require_kind
 from qcqp_prune.models import ResNetCifar
+
+_NUMBERS = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "decay",
+    "warmup",
+    "label_smoothing",
+    "distillation",
+    "temperature",
+    "ema",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,8 @@ class FinetuneConfig:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        for name in _NUMBERS:
+            require_kind(f"FinetuneConfig: {name}", getattr(self, name), Real, "a number")
         finite = math.isfinite
         checks = {
             "optimizer": (self.optimizer in ("sgd", "adamw"), "sgd or adamw"),

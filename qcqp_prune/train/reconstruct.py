@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from qcqp_prune.errors import InvalidOptionError, TrainingError
+from qcqp_prune.errors import InvalidOptionError, TrainingError, require_kind
 from qcqp_prune.graph.channels import BoolArray, ChannelGraph, Layer
 from qcqp_prune.graph.inputs import batch_size
 from qcqp_prune.graph.masks import Masks
@@ -109,6 +109,7 @@ def reconstruct(
     """
     if method not in get_args(Method):
         raise InvalidOptionError(f"method={method!r}: choose from {', '.join(get_args(Method))}")
+    require_kind("masks", masks, Masks, "the Masks that the network was cut by")
     require_ridge(ridge)
     with placed(small, device) as where, placed(dense, device), torch.no_grad():
         batches, _ = samples_of(loader, graph, samples, where, seed=seed, who="reconstruct")

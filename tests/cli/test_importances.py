@@ -12,7 +12,13 @@ import torch
 
 import qcqp_prune as qp
 from qcqp_prune.cli.config import read_config
-from qcqp_prune.cli.importances import NEED_DATA, VARIANTS, ImportanceSection, Name, parse_importance
+from qcqp_prune.cli.importances import (
+    NEED_DATA,
+    VARIANTS,
+    ImportanceSection,
+    Name,
+    parse_importance,
+)
 from qcqp_prune.cli.loading import JobData, make_importance
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.pipeline import describe
@@ -39,7 +45,8 @@ WORDS = {
 
 @pytest.mark.parametrize(("name", "variant"), ALL)
 def test_every_name_scores_a_network(name: str, variant: str | None, net: Path, tmp_path: Path) -> None:
-    lines = f'name = "{name}"\n' + (f'variant = "{variant}"\n' if variant else "") + "batches = 1\n"
+    lines = f'name = "{name}"\n' + (f'variant = "{variant}"\n' if variant else "")
+    lines += "batches = 1\n" if name in set(NEED_DATA) - {"calibrated"} else ""
     (tmp_path / "job.toml").write_text(HEAD + lines + '[data]\nname = "digits"\n')
     section = read_config(tmp_path / "job.toml").importance
     assert section is not None
@@ -95,6 +102,9 @@ def test_a_table_without_a_name_is_of_the_default(data: str, name: str, tmp_path
         ('name = "magnitude"\nnormalise = "filter"', "importance.normalise"),
         ('name = "magnitude"\nconcave = 2', "give a power from 0"),
         ('name = "taylor"\nbatches = 0', "give at least 1"),
+        ('name = "lamp"\nbatches = 3', "lamp looks at no data: leave it out"),
+        ("batches = 3", "calibrated takes samples as it needs them"),
+        ('name = "magnitude"\nseed = 5', "magnitude draws nothing"),
         ('variant = "l2"', "calibrated:l2: leave the variant out"),
     ],
 )
