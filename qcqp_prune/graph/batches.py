@@ -78,6 +78,8 @@ def outputs_of(
     args, kwargs = call
     try:
         return model(*args, **kwargs)
+    except torch.OutOfMemoryError:  # no fault of the batch's kind, and callers may know what to do
+        raise
     except (RuntimeError, TypeError, ValueError, LookupError) as cause:
         tensors = [str(tuple(x.shape)) for x in pytree.tree_leaves(call) if isinstance(x, Tensor)]
         said = str(cause).strip().partition("\n")[0]

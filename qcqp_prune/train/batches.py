@@ -27,7 +27,7 @@ def batches_of(loader: Loader, device: torch.device) -> Iterator[tuple[Call, Ten
         TrainingError: a batch is not a pair of inputs and targets.
         InvalidOptionError: what was given is no loader.
     """
-    require_loader(loader, "the training")
+    require_loader(loader, "the network")
     for batch in loader:
         if not is_pair(batch):
             raise TrainingError(f"The loader yields {shown(batch)}. Give one that yields {PAIRS}.")
