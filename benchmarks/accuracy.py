@@ -40,7 +40,7 @@ from torch import nn
 
 import qcqp_prune as qp
 from benchmarks.accuracy_methods import METHODS, OURS, Method
-from benchmarks.recording import library_commit, matches, record, recorded
+from benchmarks.recording import library_commit, matches, record, recorded, said
 from benchmarks.settings import SETTINGS, Setting, shared
 from qcqp_prune.apply.shape_conv import ShapeConv2d
 from qcqp_prune.storage import digest_of, sha256
@@ -157,11 +157,6 @@ class Cell:
         seconds = cut["seconds"] | {"finetune": round(time.perf_counter() - started, 1)}
         accuracy = cut["accuracy"] | {"finetuned": accuracy_of(model, self.setting)}
         return cut | {"accuracy": accuracy, "seconds": seconds}
-
-
-def said(error: Exception) -> str:
-    """What went wrong, in a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def prepared(setting: Setting, method: Method, budget: str) -> tuple[nn.Module, Row]:

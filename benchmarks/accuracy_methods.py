@@ -20,12 +20,10 @@ import qcqp_prune as qp
 from benchmarks.importances import (
     BY_LOSS,
     CALIBRATED,
-    DEFAULT,
     L2,
     MEDIAN,
     OBJECTIVES,
     PAPER,
-    PRINTED,
     TAYLOR,
     Objective,
 )
@@ -54,7 +52,8 @@ class Solved:
         seconds: that the solver has.
         inner: whether what several layers write, such as a residual stream, stays whole, as in the papers of the
             uniform rivals.
-        min_keep: the least share of each layer that is kept, as ``trace`` has it; None for one unit.
+        min_keep: the least share of each layer that is kept, as ``trace`` has it, of the whole network; None
+            for one unit.
     """
 
     objective: Objective
@@ -73,7 +72,7 @@ class Solved:
     def graph(self, setting: Setting) -> qp.ChannelGraph:
         """What is selected from."""
         if self.min_keep is not None:
-            return qp.trace(setting.model, setting.example, **{**setting.options, "min_keep": self.min_keep})
+            return floored(setting, self.min_keep)
         return setting.inner_graph if self.inner else setting.graph
 
     def select(self, setting: Setting, budget: str) -> tuple[qp.Masks, dict[str, Any]]:
@@ -111,6 +110,12 @@ class Solved:
 
 
 @cache
+def floored(setting: Setting, min_keep: float) -> qp.ChannelGraph:
+    """The graph of a setting with a floor for each layer."""
+    return qp.trace(setting.model, setting.example, **{**setting.options, "min_keep": min_keep})
+
+
+@cache
 def scores(setting: Setting, objective: Objective, *, inner: bool = False) -> qp.PairwiseForm:
     """The objective of a setting, the same for all budgets and solvers."""
     return objective(setting)(setting.model, setting.inner_graph if inner else setting.graph)
@@ -137,7 +142,7 @@ OURS: dict[str, Solved] = {
     **{
         f"{name}, {solver}": Solved(objective, solver)
         for name, objective in OBJECTIVES.items()
-        if name not in (PRINTED, "Magnitude l2", "Taylor weight", BY_LOSS, DEFAULT)
+        if objective not in (PAPER, L2, TAYLOR, CALIBRATED) and name != BY_LOSS
         for solver in ("auto", "block_coordinate")
     },
 }

@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.plot import Line, accuracies
+from benchmarks.recording import seed_count
 
 Row = dict[str, Any]
 Place = tuple[str, str]
@@ -310,12 +311,9 @@ def published(rows: list[Row]) -> str:
         first, theirs = group[0]["accuracy"], group[0]["published"]
         dense, before = 100 * first["dense"], 100 * first["before"]
         good = [100 * row["accuracy"]["finetuned"] for row in group if "error" not in row]
-        seeds = (
-            f"{len(group)}, {len(group) - len(good)} diverged" if len(good) < len(group) else f"{len(group)}"
-        )
         after = f"{mean(good):.2f} | {dense - mean(good):.2f}" if good else "- | -"
         lines.append(
-            f"| {start} | {seeds} | {dense:.2f} | {before:.2f} | {after} | "
+            f"| {start} | {seed_count(group)} | {dense:.2f} | {before:.2f} | {after} | "
             f"{theirs['dense'] - theirs['accuracy']:.2f} |"
         )
     return "\n".join(lines)

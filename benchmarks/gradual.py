@@ -28,7 +28,7 @@ import torch
 import qcqp_prune as qp
 from benchmarks.importances import CALIBRATED, PAPER, Objective
 from benchmarks.instances import ROOT
-from benchmarks.recording import library_commit, matches, record, recorded
+from benchmarks.recording import library_commit, matches, record, recorded, said
 from benchmarks.settings import SETTINGS, Setting
 
 NAME = "gradual"
@@ -77,7 +77,7 @@ def _measure(arm: Arm, *, again: bool, dry: bool) -> None:
     try:
         row |= arm.row(fresh=again or dry)
     except qp.TrainingError as error:
-        row |= {"error": " ".join(str(error).split())}
+        row |= {"error": said(error)}
     if not dry:
         # Read anew: another process may measure another instance meanwhile.
         record(NAME, [r for r in recorded(NAME) if not matches(r, arm.key)] + [row])

@@ -7,6 +7,8 @@ from itertools import groupby
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.recording import seed_count
+
 Row = dict[str, Any]
 
 
@@ -27,13 +29,11 @@ def table(rows: list[Row]) -> str:
     for (_, count), members in groupby(ordered, key=lambda r: (_place(r), r["count"])):
         everyone = list(members)
         first, group = everyone[0], [r for r in everyone if "error" not in r]
-        diverged = len(everyone) - len(group)
-        seeds = f"{len(everyone)}, {diverged} diverged" if diverged else f"{len(everyone)}"
         used = f"{100 * mean(r['macs']['used'] / r['macs']['dense'] for r in group):.2f} %" if group else "-"
         cells = [_shares([r["accuracy"].get(k) for r in group]) for k in ("dense", "pruned", "repaired")]
         lines.append(
             f"| {first['instance']} | {first['budget']} | {first['objective']} | {first['spacing']} | "
-            f"{count} x {first['epochs']} x {first['batches']} | {seeds} | {used} | "
+            f"{count} x {first['epochs']} x {first['batches']} | {seed_count(everyone)} | {used} | "
             f"{' | '.join(cells)} | {_shares([r['accuracy'].get('finetuned') for r in group], error=True)} |"
         )
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,22 +14,14 @@ from qcqp_prune.pipeline import Importance
 Objective = Callable[[Setting], Importance]
 
 
-def without_data(importance: Importance, setting: Setting) -> Importance:
-    return importance
-
-
-def on_data(build: Callable[..., Importance], options: dict[str, Any], setting: Setting) -> Importance:
-    return build(setting.calibration(), **options)
-
-
 def plain(importance: Importance) -> Objective:
     """An objective that looks at no data."""
-    return partial(without_data, importance)
+    return lambda setting: importance
 
 
 def measured(build: Callable[..., Importance], **options: Any) -> Objective:
     """An objective that looks at the calibration images."""
-    return partial(on_data, build, options)
+    return lambda setting: build(setting.calibration(), **options)
 
 
 PAPER, L2 = plain(qp.Magnitude()), plain(qp.Magnitude("l2"))

@@ -28,10 +28,10 @@ from typing import Any
 import torch
 
 import qcqp_prune as qp
-from benchmarks.accuracy import accuracy_of, prepared, said
+from benchmarks.accuracy import accuracy_of, prepared
 from benchmarks.accuracy_methods import OURS
 from benchmarks.instances import ROOT
-from benchmarks.recording import library_commit, matches, record, recorded
+from benchmarks.recording import library_commit, matches, record, recorded, said
 from benchmarks.settings import SETTINGS, Setting, Some
 from qcqp_prune.train import FinetuneConfig
 

@@ -183,3 +183,14 @@ def _resident_mb(pid: int) -> int:
 def _lines(file: IO[str]) -> list[str]:
     file.seek(0)
     return file.read().strip().splitlines()
+
+
+def said(error: Exception) -> str:
+    """What went wrong, in a line of a row."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def seed_count(rows: list[dict[str, Any]]) -> str:
+    """How many runs there are, and how many of them diverged."""
+    diverged = sum("error" in row for row in rows)
+    return f"{len(rows)}, {diverged} diverged" if diverged else f"{len(rows)}"

@@ -137,7 +137,7 @@ class Recovery:
         config = self.config or FinetuneConfig()
         if not config.distillation and config.temperature != type(config).temperature:
             found.append("temperature does nothing without distillation")
-        if rounds.count == 1 and rounds.epochs:
+        if rounds.count == 1 and rounds.epochs and not self.epochs:
             found.append(
                 f"the {rounds.epochs} epochs of a single round do nothing: what follows the last cut is finetuned by "
                 "the epochs of the recovery"

@@ -157,6 +157,16 @@ def test_a_method_that_fails_says_so_and_is_measured_anew(
     assert ["error" in row for row in run("--seeds", "0", "--methods", "broken")].count(True) == 1
 
 
+def test_a_method_under_floors_keeps_a_share_of_every_layer() -> None:
+    setting = small_setting()
+    lowest = {}
+    for floor in (None, 0.6):
+        masks, _ = Solved(PAPER, "block_coordinate", min_keep=floor).select(setting, "60%")
+        counts = masks.counts()
+        lowest[floor] = min(counts[g.id] / g.width for g in setting.graph.groups if not g.stays)
+    assert lowest[None] < 0.6 <= lowest[0.6]
+
+
 def test_a_training_that_diverges_is_a_row_that_is_not_measured_again(
     bench: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

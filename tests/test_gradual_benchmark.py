@@ -71,7 +71,7 @@ def test_a_training_that_diverges_is_a_row(small: list[list[int]], monkeypatch: 
         gradual.main([*CALL, "--rounds", "1"])
     gradual.main([*CALL, "--rounds", "1", "--seeds", "0", "1"])
     first, second = recording.recorded("gradual")
-    assert first["error"] == "the loss is nan in epoch 1"
+    assert first["error"] == "TrainingError: the loss is nan in epoch 1"
     assert (line := table([first, second]).splitlines()[-1]).split("|")[6].strip() == "2, 1 diverged"
     assert f"{100 * second['accuracy']['finetuned']:.2f}" in line
     assert table([first]).splitlines()[-1].endswith("| 1, 1 diverged | - | - | - | - | - |")

@@ -83,6 +83,15 @@ def test_rows_say_what_was_kept_what_it_is_worth_and_what_each_repair_does(setti
     assert default["accuracy"]["cut"] == pytest.approx(accuracy_of(small, setting))
 
 
+def test_the_printed_objective_is_measured_under_floors_too(setting: Setting) -> None:
+    free, floored = run("--parts", "selections", "--objectives", PRINTED, objectives.FLOORED)
+    share = objectives.FLOORS[objectives.FLOORED]
+    assert all(few >= share * many for few, many in floored["kept"].values())
+    assert floored["dense_value"] == free["dense_value"]
+    assert floored["value"] <= free["value"]
+    assert floored["printed_share"] == pytest.approx(floored["value"] / floored["dense_value"])
+
+
 def test_predictions_are_checked_on_images_that_were_not_calibrated_on(setting: Setting) -> None:
     rows = run("--parts", "predictions")
     assert [(row["order"], row["mask"]) for row in rows] == [(o, 0) for o in (RANDOM_UNITS, DEFAULT, PRINTED)]

@@ -263,26 +263,28 @@ def test_an_argument_of_another_kind_is_refused(asked: dict[str, Any], said: str
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("build", "given", "options", "said"),
     [
-        (lambda: qp.Rounds(2.5, 1), "Rounds: count is 2.5: give a whole number"),  # type: ignore[arg-type]
-        (lambda: qp.Rounds(2, 1.5), "Rounds: epochs is 1.5"),  # type: ignore[arg-type]
-        (lambda: qp.Recovery(train=batches(), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
-        (lambda: qp.Recovery(train=batches(), batches="all"), "batches is 'all'"),  # type: ignore[arg-type]
-        (lambda: qp.Recovery(train=3), "train was given int for data"),  # type: ignore[arg-type]
-        (lambda: qp.Recovery(config={"lr": 1}), r"config is dict: give FinetuneConfig\("),  # type: ignore[arg-type]
-        (lambda: qp.finetune(model(), batches(), config={"lr": 1}), "config is dict"),  # type: ignore[arg-type]
-        (lambda: qp.finetune(model(), batches(), epochs=1.5), "epochs is 1.5"),  # type: ignore[arg-type]
-        (lambda: qp.FinetuneConfig(warmup="a"), "FinetuneConfig: warmup is 'a': give a number"),  # type: ignore[arg-type]
-        (lambda: qp.Calibrated(batches(), ratios=0.5), "ratios is 0.5: give shares"),  # type: ignore[arg-type]
-        (lambda: qp.Concave(qp.Magnitude(), "a"), "power is 'a'"),  # type: ignore[arg-type]
-        (lambda: qp.Random("a"), "seed is 'a'"),  # type: ignore[arg-type]
-        (lambda: qp.finetune(model(), batches(), teacher="dense"), "teacher is 'dense'"),  # type: ignore[arg-type]
+        (qp.Rounds, (2.5, 1), {}, "Rounds: count is 2.5: give a whole number"),
+        (qp.Rounds, (2, 1.5), {}, "Rounds: epochs is 1.5"),
+        (qp.Recovery, (), {"train": batches(), "epochs": 1.5}, "epochs is 1.5"),
+        (qp.Recovery, (), {"train": batches(), "batches": "all"}, "batches is 'all'"),
+        (qp.Recovery, (), {"train": 3}, "train was given int for data"),
+        (qp.Recovery, (), {"config": {"lr": 1}}, r"config is dict: give FinetuneConfig\("),
+        (qp.finetune, (model(), batches()), {"config": {"lr": 1}}, "config is dict"),
+        (qp.finetune, (model(), batches()), {"epochs": 1.5}, "epochs is 1.5"),
+        (qp.finetune, (model(), batches()), {"teacher": "dense"}, "teacher is 'dense'"),
+        (qp.FinetuneConfig, (), {"warmup": "a"}, "FinetuneConfig: warmup is 'a': give a number"),
+        (qp.Calibrated, (batches(),), {"ratios": 0.5}, "ratios is 0.5: give shares"),
+        (qp.Concave, (qp.Magnitude(), "a"), {}, "power is 'a'"),
+        (qp.Random, ("a",), {}, "seed is 'a'"),
     ],
 )
-def test_so_is_one_in_what_is_made_for_it(make: Callable[[], object], said: str) -> None:
+def test_so_is_one_in_what_is_made_for_it(
+    build: Callable[..., object], given: tuple[Any, ...], options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(InvalidOptionError, match=said):
-        make()
+        build(*given, **options)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +343,7 @@ def test_options_of_a_recovery_that_do_nothing_are_said() -> None:
     hot = qp.FinetuneConfig(temperature=9)
     assert "temperature does nothing without" in said(train=data, epochs=1, config=hot)
     assert said(train=data, epochs=1, config=replace(hot, distillation=0.5)) == ""
+    assert said(qp.Rounds(1, 5), train=data, epochs=5) == ""
     assert "5 epochs of a single round do nothing" in said(qp.Rounds(1, 5), train=data)
 
 
