@@ -105,7 +105,8 @@ class Solved:
         if not isinstance(self.solver, str) or (commit or "").endswith("+"):
             return None
         # Pickled to be compared only, so that whatever an objective may hold enters.
-        whole = pickle.dumps((problem.objective, problem.limits, problem.graph.fingerprint, self.seconds))
+        graph = problem.graph.fingerprint, problem.graph.groups
+        whole = pickle.dumps((problem.objective, problem.limits, graph, self.seconds))
         return SELECTIONS / f"{commit}-{self.solver}-{sha256(whole)[:16]}.json"
 
 

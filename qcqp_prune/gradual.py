@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,10 @@ def _selected(
         return steps.select(problem)
     identity = {
         **steps.identity,
-        "limits": problem.limits,
+        "budgets": {row.resource: [row.least, row.limit, row.smallest, row.dense] for row in problem.rows},
+        # The fingerprint is without the floors of groups.
         "network": problem.graph.fingerprint,
+        "groups": [asdict(group) for group in problem.graph.groups],
         "units": hashlib.sha256(flat.tobytes()).hexdigest(),
     }
     require_file_place(file)

@@ -342,13 +342,28 @@ def test_at_once_a_killed_run_goes_on_with_the_units_that_it_chose(
     "other",
     [
         {"budgets": "40%"},
+        {"budgets": "45%..50%"},
+        {"min_keep": 0.5},
+        {"round_to": 2},
+        {"ignored_layers": ["0"]},
         {"importance": qp.Magnitude("l2")},
         {"importance": qp.Calibrated(Images(), ratios=(0.5,))},
         {"time_limit": 3.0},
         {"solver": "block_coordinate"},
         {"model": net(1)},
     ],
-    ids=["budget", "importance", "ratios", "time limit", "solver", "weights"],
+    ids=[
+        "budget",
+        "band",
+        "min_keep",
+        "round_to",
+        "ignored",
+        "importance",
+        "ratios",
+        "time_limit",
+        "solver",
+        "weights",
+    ],
 )
 def test_at_once_a_selection_of_another_run_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
     recovery = qp.Recovery(train=Images(), epochs=1, config=CPU, checkpoint=tmp_path / "run")
