@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from qcqp_prune.apply.verification import Verification
 from qcqp_prune.errors import PlanError
 from qcqp_prune.graph.channels import BoolArray
 from qcqp_prune.graph.masks import Masks
+from qcqp_prune.identity import settings_of
 from qcqp_prune.importance import Importance
 from qcqp_prune.program.problem import PruningProblem
 from qcqp_prune.program.rounds import Rounds, left_to_choose, with_limits
@@ -140,7 +141,7 @@ def _selected(
         "budgets": {row.resource: [row.least, row.limit, row.smallest, row.dense] for row in problem.rows},
         # The fingerprint is without the floors of groups.
         "network": problem.graph.fingerprint,
-        "groups": [asdict(group) for group in problem.graph.groups],
+        "groups": settings_of(problem.graph.groups),
         "units": hashlib.sha256(flat.tobytes()).hexdigest(),
     }
     require_file_place(file)
@@ -161,26 +162,3 @@ def _selected(
     solved = steps.select(problem)
     write_json(file, {"format": FORMAT, "of": identity, "solve": solved.to_json()})
     return solved
-
-
-_APART = frozenset({"batches", "loader", "checkpoint", "device", "progress"})
-"""Fields that may differ between two runs of one job, or do not say by themselves what they hold."""
-
-
-def settings_of(thing: Any) -> Any:
-    """What something of this library was made with, as plain data to compare two runs by.
-
-    Of everything else only the kind is said: data and functions cannot be told apart by looking at them.
-    """
-    if isinstance(thing, np.generic):
-        thing = thing.item()
-    if thing is None or isinstance(thing, bool | int | float | str):
-        return thing
-    if isinstance(thing, list | tuple) and all(isinstance(x, bool | int | float | str) for x in thing):
-        return list(thing)
-    if isinstance(thing, Mapping):
-        return {str(key): settings_of(value) for key, value in thing.items()}
-    name = getattr(thing, "__name__", type(thing).__name__)
-    ours = is_dataclass(thing) and type(thing).__module__.startswith("qcqp_prune.")
-    parts = [f.name for f in fields(thing) if f.name not in _APART] if ours else []
-    return {"name": name, **{part: settings_of(getattr(thing, part)) for part in parts}}

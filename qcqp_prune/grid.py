@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,14 +13,12 @@ from torch import nn
 from qcqp_prune.continuous import Training
 from qcqp_prune.errors import InvalidOptionError, PlanError
 from qcqp_prune.graph.inputs import ExampleInputs
-from qcqp_prune.importance.losses import name_of
+from qcqp_prune.identity import settings_of
 from qcqp_prune.pipeline import prune
 from qcqp_prune.recovery import Recovery
 from qcqp_prune.report import Accuracy, PruneReport
-from qcqp_prune.solve.options import SolveOptions
 from qcqp_prune.storage import StrPath, read_json, require_file_place, write_json
-from qcqp_prune.train import FinetuneConfig, SPRConfig
-from qcqp_prune.train.batches import length_of
+from qcqp_prune.train import SPRConfig
 from qcqp_prune.train.checkpoint import state_digest
 
 SCHEMA_VERSION = 1
@@ -136,37 +133,11 @@ def _identity(
     model: nn.Module, training: Training, recovery: Recovery, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What two sweeps must share for one to go on from the other's rows."""
-    method = {k: v for k, v in asdict(training.method).items() if k not in ("strength", "alpha")}
-    bounds = training.bounds
-    plain = {
-        "weights": state_digest(model),
-        "method": method,
-        "epochs": training.epochs,
-        "batches": length_of(training.loader),
-        "recipe": _recipe(training.config),
-        "losses": [name_of(training.loss), name_of(recovery.loss)],
-        "layers": training.layers,
-        "bounds": state_digest(bounds) if isinstance(bounds, nn.Module) else bounds,
-        "recovery": [
-            recovery.repair,
-            recovery.samples,
-            recovery.batches,
-            recovery.epochs,
-            _recipe(recovery.recipe(model)),
-        ],
-        "options": options,
-    }
-    return dict(json.loads(json.dumps(plain, default=_named)))
-
-
-def _named(value: object) -> Any:
-    """Wishes of the solver one by one; of other objects, which JSON cannot hold, what they are."""
-    return vars(value) if isinstance(value, SolveOptions) else type(value).__name__
-
-
-def _recipe(config: FinetuneConfig) -> dict[str, Any]:
-    """Where it runs and whether it is watched do not change what it computes."""
-    return {k: v for k, v in asdict(config).items() if k not in ("device", "progress")}
+    said = settings_of(replace(training, control=None))
+    for name in ("strength", "alpha"):
+        del said["method"][name]
+    recovered = {**settings_of(recovery), "config": settings_of(recovery.recipe(model))}
+    return {"weights": state_digest(model), **said, "recovery": recovered, "options": settings_of(options)}
 
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[tuple[float, float], SweepRow]:

@@ -14,7 +14,7 @@ from qcqp_prune.apply.surgery import copied
 from qcqp_prune.apply.verification import Verification
 from qcqp_prune.continuous import Indicators, Training, train_regularised, unfinished, unscored
 from qcqp_prune.errors import InvalidBudgetError, InvalidOptionError, require_kind
-from qcqp_prune.gradual import Steps, prune_in_rounds, settings_of
+from qcqp_prune.gradual import Steps, prune_in_rounds
 from qcqp_prune.graph.columns import Columns
 from qcqp_prune.graph.grouping import Amount
 from qcqp_prune.graph.inputs import ExampleInputs
@@ -23,6 +23,7 @@ from qcqp_prune.graph.removable import Blocks
 from qcqp_prune.graph.trace import Ignored, Sharing, trace
 from qcqp_prune.graph.uniform import Uniform
 from qcqp_prune.graph.units import Units
+from qcqp_prune.identity import settings_of
 from qcqp_prune.importance import Calibrated, Importance, Magnitude
 from qcqp_prune.importance.layerwise import require_importance
 from qcqp_prune.program.problem import Budgets, PruningProblem, Resource, all_resources

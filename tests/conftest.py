@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 - before its loggers are set up below
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -20,6 +22,8 @@ def pytest_sessionstart() -> None:
     """Exports allocate so many small objects that collecting them all the time takes a tenth of the tests' time."""
     gc.freeze()
     gc.set_threshold(200_000, 50, 50)
+    # pytest listens to loggers that do not propagate, and PyTorch writes down all that it exports once somebody does.
+    logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -295,8 +295,8 @@ def test_bad_trainings() -> None:
         ("50%", {}),
         ("50%", {"sharing": "free"}),
         ("50%", {"columns": True}),
-        ("60%", {"round_to": 2}),
-        ("60%", {"units": ("widths", "stream")}),
+        pytest.param("60%", {"round_to": 2}, marks=pytest.mark.slow),
+        pytest.param("60%", {"units": ("widths", "stream")}, marks=pytest.mark.slow),
     ],
     ids=["plain", "free", "columns", "round_to", "stream"],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 import qcqp_prune as qp
 from qcqp_prune import pipeline
 from qcqp_prune.apply.surgery import copied
-from qcqp_prune.gradual import settings_of
 from qcqp_prune.report import PruneReport
 from qcqp_prune.resources.measure import measured_macs
 from qcqp_prune.watch import Watcher
@@ -383,19 +381,6 @@ def test_a_checkpoint_without_its_selection_is_refused(how: str, tmp_path: Path)
         (tmp_path / "run.selection.json").unlink()
     with pytest.raises(qp.PlanError, match="which says what units its weights are of"):
         qp.prune(net(), IMAGE, **call, rounds=qp.Rounds(2, 0) if how == "rounds" else None)
-
-
-def test_settings_are_compared_by_what_can_be_seen() -> None:
-    @dataclass
-    class Own:
-        root: str
-
-    one, same = (qp.Calibrated(Own(r), ratios=(0.5,)) for r in ("a", "b"))
-    assert settings_of(one) == settings_of(same)
-    assert settings_of(one) != settings_of(qp.Calibrated(Own("a"), ratios=(0.25,)))
-    assert settings_of(qp.Concave(qp.Magnitude())) != settings_of(qp.Concave(qp.Magnitude("l2")))
-    assert settings_of(np.float32(3)) == settings_of(3.0)
-    assert json.loads(json.dumps(settings_of(one))) == settings_of(one)
 
 
 def test_selections_of_another_run_are_refused(tmp_path: Path) -> None:

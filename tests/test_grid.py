@@ -102,11 +102,15 @@ def test_the_results_of_another_sweep_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
     list(rows_of(Data(), path, strengths=(0.0,), alphas=(0.1,)))
     before = path.read_bytes()
+    method = qp.SPRConfig(structure="units")
+    training = qp.Training(Data(), 4, method, config=CONFIG)
     for changes, what in (
         ({"model": net(1)}, "weights"),
         ({"min_keep": 2}, "options"),
         ({"options": qp.SolveOptions(gap_limit=0.1)}, "options"),
-        ({"training": qp.Training(Data(), 5, qp.SPRConfig(structure="units"), config=CONFIG)}, "epochs"),
+        ({"importance": qp.Magnitude("l2")}, "options"),
+        ({"training": replace(training, method=replace(method, clamp=False))}, "method"),
+        ({"training": replace(training, epochs=5)}, "epochs"),
     ):
         with pytest.raises(qp.PlanError, match=f"differs in {what}:"):
             rows_of(Data(), path, **changes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,13 +15,14 @@ from qcqp_prune.program.tables import steps_of
 from qcqp_prune.resources.inside import spent_in
 
 
+@dataclass
 class AcceleratorCycles:
     """Cycles of an engine that reads ``cpi`` channels and writes ``cpo`` channels of one position at a time.
 
     A layer takes ``ceil(n_in / CPI) H W ceil(n_out / CPO)`` cycles for each of its segments, with ``H W`` output
     positions: a kernel's taps run side by side. Channels beyond a full block cost as much as a block.
 
-    Args:
+    Attributes:
         cpi: channels that are read at a time.
         cpo: channels that are written at a time.
 
@@ -28,14 +31,15 @@ class AcceleratorCycles:
         2023), chapter 7, for the HLSinf engine; the printed ratio is meant as a ceiling.
     """
 
-    name = "cycles"
-    unit = "cycles"
-    on_request = True
+    cpi: int = 4
+    cpo: int = 4
+    name: str = field(default="cycles", init=False)
+    unit: str = field(default="cycles", init=False)
+    on_request: ClassVar[bool] = True
 
-    def __init__(self, cpi: int = 4, cpo: int = 4) -> None:
-        if min(cpi, cpo) < 1:
-            raise InvalidOptionError(f"an engine of {cpi} x {cpo} channels: give positive numbers")
-        self.cpi, self.cpo = cpi, cpo
+    def __post_init__(self) -> None:
+        if min(self.cpi, self.cpo) < 1:
+            raise InvalidOptionError(f"an engine of {self.cpi} x {self.cpo} channels: give positive numbers")
 
     def form(self, graph: ChannelGraph) -> CountForm:
         """``sum_l H_l W_l sum_k ceil(n_in(l, k) / CPI) ceil(n_out(l, k) / CPO)`` over layers l and segments k."""

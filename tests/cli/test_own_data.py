@@ -207,7 +207,7 @@ def test_a_sweep_shows_the_loss_and_goes_on_from_rows_of_the_same_one_only(run: 
     job.write_text(text.replace("own.py:thrice", "torch.nn.functional:mse_loss"))
     other = run("sweep", job)
     assert other.code != 0
-    assert "differs in losses" in other.err
+    assert "differs in loss" in other.err
 
 
 def test_without_validation_nothing_is_measured(run: Run, job: Path) -> None:

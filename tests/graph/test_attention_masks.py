@@ -150,10 +150,9 @@ def test_heads_are_units_under_a_mask_of_padding(name: str, samples: int) -> Non
     free = widths(graph, free=True)
     assert heads <= free.keys()
     assert {free[name] for name in heads} == {HEADS}
-    for seed, realisation in enumerate(("auto", "graph")):
-        prune_and_check(
-            model, call, graph, random_masks(graph, seed, 0.5), realisation=realisation, live=False
-        )
+    checked = prune_and_check(model, call, graph, random_masks(graph, 0, 0.5), live=False)[1]
+    if checked.realisation == "modules":
+        prune_and_check(model, call, graph, random_masks(graph, 1, 0.5), realisation="graph", live=False)
 
 
 @pytest.mark.parametrize("sharing", ["strict", "free"])

@@ -43,7 +43,13 @@ def counts_alike(graph: ChannelGraph, masks: Masks) -> bool:
     return len({kept[g.id] for g in graph.groups if g.frozen_reason is None and g.width == 48}) == 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+ALIKE = ("deit", "gemma", "mistral", "qwen2")
+"""Others that are tested have all that these have."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in MODELS]
+)
 def test_verified(name: str) -> None:
     model, inputs = load(name)
     before = copy.deepcopy(getattr(model.config, "use_cache", None))
