@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.fx import config as fx_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qcqp_prune.errors import TraceError
@@ -33,6 +34,20 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """No node is told the lines of the forward that made it: nothing here reads them, and a third of an export is that.
+
+    The switch is of recent versions of PyTorch; to older ones it says nothing.
+    """
+    before = getattr(fx_config, "do_not_emit_stack_traces", False)
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = before
 
 
 @contextlib.contextmanager
@@ -77,6 +92,7 @@ def export(
         open_outputs(model),
         torch.no_grad(),
         plain_attention(),
+        without_stack_traces(),
         warnings.catch_warnings(),
     ):
         try:

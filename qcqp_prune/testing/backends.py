@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +39,13 @@ class BackendCheck:
     missed: int
 
 
-def check_backend(backend: Backend, *, seeds: int = 2, work_limit: int | None = None) -> BackendCheck:
+def check_backend(
+    backend: Backend,
+    *,
+    seeds: int = 2,
+    structures: Sequence[str] = tuple(STRUCTURES),
+    work_limit: int | None = None,
+) -> BackendCheck:
     """Run a backend on small problems of every structure and compare with all masks tried.
 
     Structures: chains, residual streams, depthwise costs, concatenation, ties, couplings of a group with itself, what
@@ -50,16 +57,24 @@ def check_backend(backend: Backend, *, seeds: int = 2, work_limit: int | None = 
     Args:
         backend: must be available here.
         seeds: problems of each structure.
+        structures: names from ``STRUCTURES``; fewer than all are for a quick look.
         work_limit: of each solve, in the backend's own unit; None lets each run to its end.
 
     Raises:
         SolverUnavailableError: the backend cannot run here.
+        InvalidOptionError: there is no problem to solve, or no such structure.
         BackendError: it broke the contract; the message says where.
     """
     require_available(backend)
     options = SolveOptions(gap_limit=0.0, work_limit=work_limit)
     problems = proved = missed = 0
-    for structure in STRUCTURES:
+    unknown = [name for name in structures if name not in STRUCTURES]
+    if unknown or not structures or seeds < 1:
+        raise InvalidOptionError(
+            f"seeds={seeds}, structures={list(structures)}: give a positive number, and one or more of "
+            f"{', '.join(STRUCTURES)}"
+        )
+    for structure in structures:
         for seed in range(seeds):
             problem = random_problem(seed, structure)
             wanted = problem_class(Program.from_problem(problem))

@@ -135,12 +135,13 @@ def test_resnet_computes_what_the_paper_says() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "file", "percent"),
     [
         (resnet20, "resnet20-12fca82f.th", 91.73),
-        pytest.param(resnet32, "resnet32-d509ac18.th", 92.63, marks=pytest.mark.slow),
-        pytest.param(resnet56, "resnet56-4bfd9763.th", 93.39, marks=pytest.mark.slow),
+        (resnet32, "resnet32-d509ac18.th", 92.63),
+        (resnet56, "resnet56-4bfd9763.th", 93.39),
     ],
 )
 def test_pretrained_resnets_have_their_published_accuracy(

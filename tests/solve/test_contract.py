@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from qcqp_prune.errors import BackendError, NoIncumbentError
+from qcqp_prune.errors import BackendError, InvalidOptionError, NoIncumbentError
 from qcqp_prune.program.program import Program
 from qcqp_prune.solve.backend import Outlook, ProblemClass, get_backend
 from qcqp_prune.solve.options import SolveOptions
@@ -13,18 +15,31 @@ from qcqp_prune.solve.run import solve
 from qcqp_prune.testing import STRUCTURES, chain_problem, check_backend, exhaustive, random_problem
 
 EXACT = ["scip", "highs:cardinality_rlt", "highs:perspective", "pyomo:scip_direct", "pyomo:highs"]
+ALL, HALF = tuple(STRUCTURES), tuple(STRUCTURES)[::2]
+EXTENT = pytest.mark.parametrize(
+    "structures", [pytest.param(HALF, id="half"), pytest.param(ALL, id="all", marks=pytest.mark.slow)]
+)
 
 
+@EXTENT
 @pytest.mark.parametrize(
     "solver",
     # The solvers behind Pyomo are those that stand here without it, and every other test of this file has them too.
     [pytest.param(name, marks=pytest.mark.slow if name.startswith("pyomo") else ()) for name in EXACT],
 )
-def test_exact_backends_prove_everything(solver: str) -> None:
-    check = check_backend(get_backend(solver), seeds=1)
-    assert check.problems == len(STRUCTURES)
+def test_exact_backends_prove_everything(solver: str, structures: tuple[str, ...]) -> None:
+    check = check_backend(get_backend(solver), seeds=1, structures=structures)
+    assert check.problems == len(structures)
     assert check.proved == check.problems
     assert check.missed == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"seeds": 0}, {"structures": ()}, {"structures": ("chain", "nothing")}], ids=str
+)
+def test_a_check_without_problems_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOptionError, match="one or more of chain"):
+        check_backend(get_backend("relaxation"), **options)
 
 
 def test_the_relaxation_claims_nothing_false() -> None:
@@ -32,9 +47,10 @@ def test_the_relaxation_claims_nothing_false() -> None:
     assert check.problems == 3 * len(STRUCTURES)
 
 
-def test_block_coordinate_misses_few_of_the_small_optima() -> None:
-    check = check_backend(get_backend("block_coordinate"), seeds=3)
-    assert check.problems == 3 * len(STRUCTURES)
+@EXTENT
+def test_block_coordinate_misses_few_of_the_small_optima(structures: tuple[str, ...]) -> None:
+    check = check_backend(get_backend("block_coordinate"), seeds=3, structures=structures)
+    assert check.problems == 3 * len(structures)
     assert check.missed <= 0.1 * check.problems
 
 
