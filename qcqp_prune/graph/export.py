@@ -38,7 +38,7 @@ def plain_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_stack_traces() -> Iterator[None]:
-    """No node is told the lines of the forward that made it: nothing here reads them, and a third of an export is that.
+    """No node is told the lines of the forward that made it: nothing here reads them, and to find them takes long.
 
     The switch is of recent versions of PyTorch; to older ones it says nothing.
     """
