@@ -138,7 +138,7 @@ def _selected(
         return steps.select(problem)
     identity = {
         **steps.identity,
-        "budgets": {row.resource: [row.least, row.limit, row.smallest, row.dense] for row in problem.rows},
+        "budgets": settings_of({r.resource: [r.least, r.limit, r.smallest, r.dense] for r in problem.rows}),
         # The fingerprint is without the floors of groups.
         "network": problem.graph.fingerprint,
         "groups": settings_of(problem.graph.groups),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from qcqp_prune.importance.losses import name_of
 from qcqp_prune.storage import sha256
 from qcqp_prune.train.batches import length_of
 from qcqp_prune.train.checkpoint import state_digest
@@ -36,8 +37,7 @@ def settings_of(thing: Any) -> Any:
         return [settings_of(value) for value in thing]
     if isinstance(thing, np.ndarray):
         return {"name": "array", "shape": list(thing.shape), "values": sha256(thing.tobytes())}
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    said: dict[str, Any] = {"name": f"{named.__module__}.{named.__qualname__}"}
+    said: dict[str, Any] = {"name": name_of(thing)}
     if isinstance(thing, nn.Module):
         said["state"] = state_digest(thing)
     elif is_dataclass(thing) and type(thing).__module__.startswith("qcqp_prune."):

@@ -65,6 +65,7 @@ def test_the_same_job(one: Any, same: Any) -> None:
         (CALIBRATED, replace(CALIBRATED, batches=[Own("a"), Own("a")])),
         (qp.Concave(qp.Magnitude()), qp.Concave(qp.Magnitude("l2"))),
         (replace(TRAINING, loss=mean), replace(TRAINING, loss=torch.mean)),
+        (torch.Tensor.relu, torch.Tensor.exp),
         (qp.Recovery(batches=3), qp.Recovery(batches=4)),
         ([qp.Magnitude()], [qp.Magnitude("l2")]),
         (qp.AcceleratorCycles(4, 4), qp.AcceleratorCycles(4, 2)),

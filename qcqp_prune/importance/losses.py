@@ -20,12 +20,12 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits_of(outputs), targets)
 
 
-def name_of(loss: Loss | None) -> str:
-    """By which a loss is known again, with its module; empty for the cross-entropy where none was given."""
-    if loss is None:
+def name_of(thing: Any) -> str:
+    """By which a loss, another function or an object's class is known again, with its module; empty for None."""
+    if thing is None:
         return ""
-    named: Any = loss if hasattr(loss, "__qualname__") else type(loss)
-    return f"{named.__module__}.{named.__qualname__}"
+    named: Any = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{getattr(named, '__module__', None)}.{named.__qualname__}"
 
 
 def loss_of(loss: Loss, outputs: Any, targets: Tensor, who: str) -> Tensor:
