@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401 - before its loggers are set up below
+from torch._logging._internal import trace_log
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -23,7 +22,7 @@ def pytest_sessionstart() -> None:
     gc.freeze()
     gc.set_threshold(200_000, 50, 50)
     # pytest listens to loggers that do not propagate, and PyTorch writes down all that it exports once somebody does.
-    logging.getLogger("torch.__trace").propagate = True
+    trace_log.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def joined(model: nn.Module) -> list[JoinedSum]:
 
 
 @pytest.mark.parametrize("kind", [*residuals.FREE, *residuals.STRICT], ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
 def test_random_masks(kind: type[nn.Module], seed: int) -> None:
     model = liven(kind(), seed)
     graph = free(model)

@@ -12,13 +12,7 @@ import torch
 
 import qcqp_prune as qp
 from qcqp_prune.cli.config import read_config
-from qcqp_prune.cli.importances import (
-    NEED_DATA,
-    VARIANTS,
-    ImportanceSection,
-    Name,
-    parse_importance,
-)
+from qcqp_prune.cli.importances import NEED_DATA, VARIANTS, ImportanceSection, Name, parse_importance
 from qcqp_prune.cli.loading import JobData, make_importance
 from qcqp_prune.errors import ConfigError
 from qcqp_prune.pipeline import describe
